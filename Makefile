@@ -1,0 +1,29 @@
+# make check: everything CI runs, from a fresh clone; it makes its own .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: check lint test images clean
+
+check: lint test
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: .venv/ready
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=95
+
+images: .venv/ready
+	$(BIN)/python -m tests.data.make_images examples/firmware
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

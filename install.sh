@@ -1,0 +1,203 @@
+#!/bin/sh
+# Install ota_server.py as the systemd service "ota-server", or upgrade it: running it again is safe.
+set -eu
+umask 022
+
+NAME=ota-server
+DESTDIR=${DESTDIR:-}
+PYTHON=${PYTHON:-/usr/bin/python3}
+HERE=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+PROGRAM=/opt/$NAME
+UNIT=/etc/systemd/system/$NAME.service
+SETTINGS=/etc/default/$NAME
+FIRMWARE=/srv/firmware
+
+usage() {
+    cat <<END
+Usage: sudo ./install.sh [--uninstall | --help]
+
+Without an option: install or upgrade $NAME and start it as a systemd service.
+  program   $PROGRAM/ota_server.py
+  service   $UNIT
+  settings  $SETTINGS  (never overwritten)
+  firmware  $FIRMWARE  (never touched once it exists)
+
+  --uninstall  remove program, service and the user $NAME; keep firmware and settings
+  --help       show this text
+
+Environment:
+  PYTHON   the interpreter of the service, 3.11 or newer (now $PYTHON)
+  DESTDIR  install below this folder, for packages: no user is made, no service started
+END
+}
+
+say() { printf '%s\n' "$*"; }
+die() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
+has() { command -v "$1" >/dev/null 2>&1; }
+systemd_runs() { [ -z "$DESTDIR" ] && [ -d /run/systemd/system ]; }
+
+need_root() {
+    [ -n "$DESTDIR" ] || [ "$(id -u)" -eq 0 ] || die "must run as root; try: sudo ./install.sh"
+}
+
+need_python() {
+    PYTHON=$(command -v "$PYTHON") || die "no python3 at ${PYTHON:-/usr/bin/python3}; \
+install Python 3.11 or newer, or name it: PYTHON=/path/to/python3 ./install.sh"
+    version=$("$PYTHON" -I -c 'import sys
+print(*sys.version_info[:3], sep=".")
+sys.exit(sys.version_info < (3, 11))') || die "needs Python 3.11 or newer, but $PYTHON is \
+${version:-not a Python}; name a newer one: PYTHON=/path/to/python3 ./install.sh"
+}
+
+# put FILE MODE: standard input becomes FILE in one step, so that nobody ever sees half of it.
+put() {
+    mkdir -p "$DESTDIR${1%/*}"
+    cat >"$DESTDIR$1.new"
+    chmod "$2" "$DESTDIR$1.new"
+    mv -f "$DESTDIR$1.new" "$DESTDIR$1"
+}
+
+make_user() {
+    if id -u "$NAME" >/dev/null 2>&1; then return; fi
+    if has useradd; then
+        useradd --system --user-group --no-create-home --home-dir /nonexistent \
+            --shell /usr/sbin/nologin "$NAME"
+    else
+        # busybox
+        addgroup -S "$NAME"
+        adduser -S -D -H -h /nonexistent -s /sbin/nologin -G "$NAME" "$NAME"
+    fi
+}
+
+# A folder with the set-group-id bit and the group root is what --uninstall leaves.
+take_back_firmware() {
+    if [ -n "$DESTDIR" ]; then return; fi
+    if [ -n "$(find "$FIRMWARE" -prune -group root -perm -2000)" ]; then
+        find "$FIRMWARE" -group root -exec chgrp "$NAME" {} +
+    fi
+}
+
+# Whoever called sudo owns the folder and copies files without sudo; the set-group-id bit hands each new
+# file to the service's group, so that it is readable even when others have no access.
+make_firmware_folder() {
+    if [ -d "$DESTDIR$FIRMWARE" ]; then
+        take_back_firmware
+        return
+    fi
+    mkdir -p "$DESTDIR$FIRMWARE"
+    if [ -z "$DESTDIR" ]; then chown "${SUDO_USER:-root}:$NAME" "$FIRMWARE"; fi
+    chmod 2755 "$DESTDIR$FIRMWARE"
+}
+
+default_settings() {
+    cat <<END
+# Settings of $NAME. Remove a leading # to change one, then: sudo systemctl restart $NAME
+# A value ends with its line: write no comment behind it.
+
+# The folder with the firmware, NAME-MAJOR.MINOR.PATCH.bin
+#OTA_DIR=$FIRMWARE
+
+# The address and port to listen on; 127.0.0.1 is right behind a proxy on this machine.
+#OTA_HOST=127.0.0.1
+#OTA_PORT=8000
+
+# debug, info, warning or error
+#OTA_LOG=info
+
+# HTTPS: certificate and key (PEM, one file may hold both); the user $NAME must be able to read them.
+#OTA_CERT=/etc/ssl/private/ota.pem
+#OTA_KEY=/etc/ssl/private/ota.key
+
+# Connections at the same time
+#OTA_MAX_CONNECTIONS=10000
+END
+}
+
+# setting OTA_X DEFAULT: what the settings file says.
+setting() {
+    value=$(sed -n "s/^$1=//p" "$SETTINGS" | tail -n 1 | tr -d "\"'")
+    printf '%s' "${value:-$2}"
+}
+
+start_service() {
+    systemctl daemon-reload
+    systemctl --quiet enable "$NAME"
+    # Earlier failures must not make systemd refuse this start.
+    systemctl reset-failed "$NAME" 2>/dev/null || :
+    if systemctl restart "$NAME"; then return; fi
+    if has journalctl; then journalctl -u "$NAME" -n 10 --no-pager -o cat >&2; fi
+    die "the service does not start, see above; settings are in $SETTINGS"
+}
+
+tell() {
+    host=$(setting OTA_HOST '')
+    case $host in
+        '' | 0.0.0.0 | ::) host=$(hostname -I 2>/dev/null | cut -d ' ' -f 1) || host='' ;;
+    esac
+    case $host in *:*) host="[$host]" ;; esac
+    scheme=http
+    if [ -n "$(setting OTA_CERT '')" ]; then scheme=https; fi
+    folder=$(setting OTA_DIR "$FIRMWARE")
+    url=$scheme://${host:-$(uname -n)}:$(setting OTA_PORT 8000)
+    say "Server:   $url/NAME  (is it well? $url/healthz)"
+    say "Firmware: copy NAME-MAJOR.MINOR.PATCH.bin to $folder, for example $folder/sensor-1.0.0.bin"
+    say "Settings: $SETTINGS"
+    say "Log:      sudo journalctl -u $NAME -f"
+}
+
+install_all() {
+    need_root
+    need_python
+    for source in ota_server.py "$NAME.service"; do
+        [ -f "$HERE/$source" ] || die "$source is not beside install.sh"
+    done
+    if [ -z "$DESTDIR" ]; then make_user; fi
+    put "$PROGRAM/ota_server.py" 0644 <"$HERE/ota_server.py"
+    sed "s|/usr/bin/python3 |$PYTHON |" "$HERE/$NAME.service" | put "$UNIT" 0644
+    # Only root reads the settings, systemd is root: secrets may stand there.
+    if [ ! -e "$DESTDIR$SETTINGS" ]; then default_settings | put "$SETTINGS" 0640; fi
+    make_firmware_folder
+    if [ -n "$DESTDIR" ]; then
+        say "$NAME is installed below $DESTDIR."
+    elif systemd_runs; then
+        start_service
+        say "$NAME is installed and running."
+        tell
+    else
+        say "$NAME is installed, but systemd does not run here: nothing was started."
+        say "By hand: OTA_DIR=$FIRMWARE $PYTHON -I $PROGRAM/ota_server.py"
+    fi
+}
+
+remove_user() {
+    # Kept firmware must not fall to the next group that gets this number.
+    find "$FIRMWARE" -group "$NAME" -exec chgrp root {} + 2>/dev/null || :
+    if id -u "$NAME" >/dev/null 2>&1; then
+        if has userdel; then userdel "$NAME"; else deluser "$NAME"; fi
+    fi
+    if grep -q "^$NAME:" /etc/group; then
+        if has groupdel; then groupdel "$NAME"; else delgroup "$NAME"; fi
+    fi
+}
+
+uninstall_all() {
+    need_root
+    if systemd_runs; then systemctl --quiet disable --now "$NAME" 2>/dev/null || :; fi
+    rm -f "$DESTDIR$UNIT" "$DESTDIR$PROGRAM/ota_server.py"
+    rmdir "$DESTDIR$PROGRAM" 2>/dev/null || :
+    if systemd_runs; then
+        systemctl daemon-reload
+        systemctl reset-failed "$NAME" 2>/dev/null || :
+    fi
+    if [ -z "$DESTDIR" ]; then remove_user; fi
+    say "$NAME is removed."
+    say "Kept: firmware in $DESTDIR$FIRMWARE and settings in $DESTDIR$SETTINGS."
+}
+
+if [ $# -gt 1 ]; then usage >&2; exit 2; fi
+case ${1:-} in
+    '') install_all ;;
+    --uninstall) uninstall_all ;;
+    --help | -h) usage ;;
+    *) say "install.sh: unknown option $1" >&2; usage >&2; exit 2 ;;
+esac

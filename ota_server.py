@@ -1,0 +1,1889 @@
+#!/usr/bin/env python3
+"""Gives every ESP8266 and ESP32 the newest firmware that is right for it, over the air.
+
+Copy this file to a Raspberry Pi and start it; it needs Python 3.11 and nothing else:
+
+    python3 ota_server.py --dir /my-firmware-directory
+
+How a request flows, which is also the order of the sections; each uses only what stands above it:
+
+    bytes -> Loop -> parse_head -> Request -> guards -> route -> read_report -> Report
+                                                                     |
+             catalog.releases(project) -> [Release...] --------------+
+                                          rules ---------------------+-> choose -> Release | Objection
+    bytes <- Loop <- Reply <- endpoint translates <-------------------+   `-> Event -> listeners
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import functools
+import hashlib
+import html
+import logging
+import os
+import re
+import selectors
+import signal
+import socket
+import ssl
+import stat
+import sys
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from email.utils import formatdate, parsedate_to_datetime
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import FileIO
+from itertools import chain, zip_longest
+from typing import Any, NoReturn, Protocol
+from urllib.parse import quote, unquote
+
+if sys.platform != "win32":
+    import resource
+
+__version__ = "0.1.0"
+
+# -- 1. Words and limits ---------------------------------------------------------------------------
+
+MAX_HEAD = 8 * 1024  # bytes of a request's head; a device sends about 450
+MAX_BODY = 8 * 1024  # bytes of a body nobody asked for that are read to keep the connection
+MAX_VERSION = 128  # characters; nobody wrote a longer one
+MAX_UNPACKED = 16 << 20  # bytes: the largest flash of an ESP8266; stops a gzip bomb
+MAX_TAIL = 8 * 1024  # bytes behind an image that can be padding and signature
+MAX_THREADS = 32  # endpoints that block, at once; more wait their turn
+BACKLOG = 4096  # connections the kernel keeps for us; 5, the standard, lost 162 of 300 devices
+ACCEPT_BURST = 64  # connections accepted before the open ones get their turn again
+CHUNK = 64 * 1024  # bytes read at once while a file is checked
+TURN = 256 * 1024  # bytes one download sends before the others get their turn
+PIECE = 16 * 1024  # bytes sent by copy at once; a TLS record holds no more
+DEVICE_RECORD = 4 * 1024  # bytes of a TLS record to a device, which must hold a whole one in memory
+COPIED_TAIL = 256 * 1024  # bytes at the end that sendfile never sends: see Connection._push()
+SEND_BUFFER = 64 * 1024  # bytes in the kernel per download, whose own choice would be 2.5 MB
+TLS_SEND_BUFFER = 32 * 1024  # the same under TLS
+SCAN_SECONDS = 1.0  # between two looks at the folder: changes are seen within 2 s
+SETTLE_NS = 100_000_000  # a file changed less than this long ago may still be written
+RETRY_SECONDS = 30  # what Retry-After says with a 503
+COMPLAIN_SECONDS = 60  # between two lines about the same trouble
+
+log = logging.getLogger("ota")
+
+
+class Refused(Exception):
+    """A request that is not served: an HTTP status and a sentence that helps whoever holds the device.
+
+    Raised anywhere below answer(), caught only there and where the loop reads a head.
+    """
+
+    def __init__(self, status: int, reason: str, *headers: tuple[str, str]) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.headers = headers  # to go with the reply
+
+
+def shown(text: str) -> str:
+    """Foreign text made safe for a line of text: quoted, cut."""
+    return repr(text[:64])
+
+
+# -- 2. Versions: which release is newer -----------------------------------------------------------
+
+_NUMBER = r"(?:0|[1-9][0-9]*+)"  # SemVer 2: no leading zeros
+_IDENTIFIER = rf"(?:[0-9]*+[A-Za-z-][0-9A-Za-z-]*+|{_NUMBER})"  # SemVer 9
+_VERSION = re.compile(
+    rf"[vV]?({_NUMBER})\.({_NUMBER})(?:\.({_NUMBER}))?"
+    rf"(?:-({_IDENTIFIER}(?:\.{_IDENTIFIER})*+))?(\+[0-9A-Za-z-]++(?:\.[0-9A-Za-z-]++)*+)?"
+)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    """A semantic version; ordered by SemVer 2.0.0 section 11, so build metadata does not count."""
+
+    precedence: tuple[int, int, int, bool, tuple[tuple[bool, int, str], ...]]
+    text: str = field(compare=False)  # normal form: 1.2 becomes 1.2.0, v1.2.3 becomes 1.2.3
+
+    @classmethod
+    def parse(cls, text: str) -> Version:
+        """The version that `text` names. ValueError: it names none; the message is a sentence."""
+        match = _VERSION.fullmatch(text) if len(text) <= MAX_VERSION else None
+        if match is None:
+            raise ValueError(f"{shown(text)} is no version such as 1.2.3")
+        major, minor, patch, prerelease, build = match.groups(default="")
+        identifiers = tuple(
+            (not part.isdecimal(), int(part) if part.isdecimal() else 0, part)
+            for part in filter(None, prerelease.split("."))
+        )
+        normal = f"{major}.{minor}.{patch or 0}{'-' * bool(prerelease)}{prerelease}{build}"
+        return cls((int(major), int(minor), int(patch or 0), not prerelease, identifiers), normal)
+
+    @property
+    def prerelease(self) -> bool:
+        """Whether SemVer 9 calls it a pre-release, which no device gets unasked."""
+        return not self.precedence[3]
+
+    def __str__(self) -> str:
+        """The normal form."""
+        return self.text
+
+
+# -- 3. Images: what is inside a .bin, and is it whole ----------------------------------------------
+# Layouts: esp_app_format.h and esp_image_format.c (ESP-IDF), elf2bin.py and eboot.c (ESP8266 core).
+
+ESP32_CHIPS = dict(  # chip_id of the header
+    zip(
+        (0, 2, 5, 9, 12, 13, 16, 18, 20, 23, 25, 28, 31, 32),
+        "esp32 esp32s2 esp32c3 esp32s3 esp32c2 esp32c6 esp32h2 esp32p4 esp32c61 esp32c5 esp32h21 "
+        "esp32h4 esp32e22 esp32s31".split(),
+        strict=True,
+    )
+)
+ESP8266_FLASH = {
+    0: 1 << 19,
+    1: 1 << 18,
+    2: 1 << 20,
+    3: 2 << 20,
+    4: 4 << 20,
+    8: 8 << 20,
+    9: 16 << 20,
+}
+SKETCH_AT = 0x1000  # where the ESP8266 core puts the sketch, behind its boot loader
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_DAMAGED = "is damaged or half copied: its {} is wrong"
+_CUT = "is cut off: the file ends before the image does"
+_TRAILING = "has bytes behind its end that are no signature; is it a merged factory image?"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a whole image says of itself; digests are lower-case hex."""
+
+    chip: str  # esp8266, esp32, esp32c3...
+    packed: bool  # by gzip: only an ESP8266 unpacks
+    flash_size: int | None  # bytes of flash it is built for; None: the device does not compare
+    md5: str  # of the file
+    sha256: str
+    running: frozenset[str]  # what a device that runs it may report as sketch-md5 or sketch-sha256
+
+
+class _Walk:
+    """Reads an image from front to back in pieces and takes digests on the way."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.chunks = chunks
+        self.ahead = b""
+        self.position = 0
+        self.digests: list[hashlib._Hash] = []
+        self._crc = 0
+
+    def peek(self, size: int) -> bytes:
+        """The next `size` bytes, fewer at the end of the file, without taking them."""
+        while len(self.ahead) < size and (chunk := next(self.chunks, b"")):
+            self.ahead += chunk
+        return self.ahead[:size]
+
+    def read(self, size: int, *, masked: bool = False) -> bytes:
+        """The next `size` bytes; `masked` ones count as zeros in the CRC. ValueError: cut off."""
+        piece = self.peek(size)
+        if len(piece) < size:
+            raise ValueError(_CUT)
+        self.ahead = self.ahead[size:]
+        self.position += size
+        for digest in self.digests:
+            digest.update(piece)
+        self._crc = zlib.crc32((bytes(size) if masked else piece).translate(_MIRRORED), self._crc)
+        return piece
+
+    def crc(self) -> int:
+        """CRC-32/MPEG-2 of all that was read: zlib's CRC is the same one, mirrored."""
+        return int(f"{self._crc ^ 0xFFFFFFFF:032b}"[::-1], 2)
+
+    def segments(self, count: int, checksum: int = 0xEF) -> int:
+        """Reads `count` segments and xors their bytes to `checksum`."""
+        for _ in range(count):
+            checksum ^= self.xor(int.from_bytes(self.read(8)[4:], "little"))
+        return checksum
+
+    def xor(self, size: int) -> int:
+        """All of the next `size` bytes xored."""
+        total = 0
+        while size > 0:
+            total ^= xor_bytes(self.read(min(size, CHUNK)))
+            size -= CHUNK
+        return total
+
+    def checksum(self) -> int:
+        """The stored checksum: the last byte of the padding to a multiple of 16."""
+        return self.read(16 - self.position % 16)[-1]
+
+
+def xor_bytes(data: bytes) -> int:
+    """All bytes of `data` xored; folds one long integer, as a loop over bytes takes 50 ms a MB."""
+    value, size = int.from_bytes(data, "little"), len(data)
+    while size > 1:
+        half = (size + 1) // 2
+        value, size = (value >> (8 * half)) ^ (value & ((1 << (8 * half)) - 1)), half
+    return value
+
+
+def _esp32(walk: _Walk) -> Facts:
+    """Checks an image of the ESP32 family; the file's digests are still missing."""
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    walk.digests = [md5, sha256]
+    header = walk.read(24)
+    if walk.segments(header[1]) != walk.checksum():
+        raise ValueError(_DAMAGED.format("checksum"))
+    appended = sha256.hexdigest()
+    if header[23] == 1 and walk.read(32).hex() != appended:
+        raise ValueError(_DAMAGED.format("appended SHA-256"))
+    running = frozenset((md5.hexdigest(), appended))
+    tail = walk.peek(MAX_TAIL + 1)
+    sector = tail[-walk.position % 4096 :]  # Secure Boot v2 signs in a 4 KiB sector, magic 0xE7
+    if len(tail) not in {0, 68, 512} and not (len(sector) == 4096 and sector[0] == 0xE7):
+        raise ValueError(_TRAILING)
+    number = int.from_bytes(header[12:14], "little")
+    return Facts(ESP32_CHIPS.get(number, f"esp32-id-{number}"), False, None, "", "", running)
+
+
+def _esp8266(walk: _Walk) -> Facts:
+    """Checks an image for the ESP8266; the file's digests are still missing."""
+    start = walk.read(3)
+    # The Updater writes the device's own flash mode over byte 2: one image, four digests.
+    md5s = [hashlib.md5(start[:2] + bytes((mode,)), usedforsecurity=False) for mode in range(4)]
+    walk.digests = list(md5s)
+    flash_size = ESP8266_FLASH.get(walk.read(5)[0] >> 4)
+    if walk.segments(start[1]) != walk.checksum():
+        raise ValueError(_DAMAGED.format("checksum"))
+    if walk.position <= SKETCH_AT:
+        walk.read(SKETCH_AT - walk.position)
+        _sketch(walk)
+    running = frozenset(md5.hexdigest() for md5 in md5s)
+    tail = walk.peek(MAX_TAIL + 1)
+    if tail and int.from_bytes(tail[-4:], "little") != len(tail) - 4:  # signing.py: signature, size
+        raise ValueError(_TRAILING)
+    return Facts("esp8266", False, flash_size, "", "", running)
+
+
+def _sketch(walk: _Walk) -> None:
+    """Checks the sketch behind the boot loader: elf2bin.py write_bin() and add_crc()."""
+    header, segment = walk.read(8), walk.read(8)
+    if header[0] != 0xE9:
+        raise ValueError("is no ESP8266 image: there is no sketch at 0x1000")
+    words = walk.read(8, masked=True)
+    checksum = 0xEF ^ walk.xor(int.from_bytes(segment[4:], "little") - 8)
+    checksum = walk.segments(header[1] - 1, checksum)
+    stored = walk.checksum()
+    if int.from_bytes(words[:4], "little") == walk.position:
+        if int.from_bytes(words[4:], "little") != walk.crc():
+            raise ValueError(_DAMAGED.format("CRC"))
+    elif checksum ^ xor_bytes(words) != stored:  # cores before 2.6.1: no CRC, the words are code
+        raise ValueError(_DAMAGED.format("checksum"))
+
+
+def _unpacked(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """What a gzip file holds. Nothing may follow it: eboot takes the last four bytes as its size."""
+    unpack = zlib.decompressobj(wbits=31)
+    size = 0
+    for chunk in chunks:
+        try:
+            while piece := unpack.decompress(chunk, CHUNK):
+                size += len(piece)
+                yield piece
+                chunk = unpack.unconsumed_tail  # noqa: PLW2901
+        except zlib.error as err:
+            raise ValueError(_DAMAGED.format("gzip data")) from err
+        if size > MAX_UNPACKED:
+            raise ValueError(f"unpacks to more than {MAX_UNPACKED >> 20} MiB")
+        if unpack.unused_data:
+            raise ValueError("has bytes behind the gzip data, which brick a device")
+    if not unpack.eof:
+        raise ValueError(_CUT)
+
+
+def inspect(file: FileIO) -> Facts:
+    """What `file`, read from here on, is, if it is a whole image for an ESP.
+
+    Raises:
+        ValueError: it is not; the message completes "name.bin ...".
+        OSError: it cannot be read.
+    """
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+
+    def chunks() -> Iterator[bytes]:
+        while chunk := file.read(CHUNK):
+            md5.update(chunk)
+            sha256.update(chunk)
+            yield chunk
+
+    walk = _Walk(chunks())
+    packed = walk.peek(1) == b"\x1f"
+    if packed:
+        walk = _Walk(_unpacked(chain((walk.ahead,), walk.chunks)))
+    if walk.peek(1) != b"\xe9":
+        raise ValueError("is no image for an ESP: it begins with neither 0xE9 nor 0x1F")
+    # Bytes 8 to 11: on an ESP8266 a load address in its RAM, in the ESP32 family pin settings.
+    is_esp8266 = walk.peek(12)[11:] in {b"\x3f", b"\x40"}
+    facts = _esp8266(walk) if is_esp8266 else _esp32(walk)
+    if packed and not is_esp8266:
+        raise ValueError("is packed, and only an ESP8266 unpacks")
+    flash_size = None if packed else facts.flash_size
+    digests = {"md5": md5.hexdigest(), "sha256": sha256.hexdigest()}
+    return replace(facts, packed=packed, flash_size=flash_size, **digests)
+
+
+# -- 4. Catalog: which releases there are ------------------------------------------------------------
+
+Identity = tuple[int, int, int, int]  # device, inode, size in bytes, mtime in ns: the same bytes
+UNCHECKED = Facts("", False, None, "", "", frozenset())
+_NAME = r"(?:(?P<project>.+{})[-_ ])?(?P<version>[vV]?[0-9]+\.[0-9]+{})"
+_RELEASE_NAME = re.compile(_NAME.format("", r"(?:\.[0-9]+)?(?:\+.*)?"))
+_OTHER_NAME = re.compile(_NAME.format("?", ".*"))
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One image that may be offered; the facts are those of the bytes with this identity."""
+
+    project: str
+    version: Version
+    kind: str  # "sketch" | "filesystem"
+    path: str
+    identity: Identity
+    facts: Facts = UNCHECKED
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.identity[2]
+
+    @property
+    def modified(self) -> int:
+        """When the file was last written, UTC seconds."""
+        return self.identity[3] // 1_000_000_000
+
+    @property
+    def name(self) -> str:
+        """The file's base name."""
+        return os.path.basename(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An open image: everything is of this one descriptor. Whoever holds it closes `file`."""
+
+    file: FileIO
+    size: int  # bytes
+    md5: str  # lower-case hex
+    sha256: str
+    identity: Identity
+
+    def is_unchanged(self) -> bool:
+        """Whether the file still holds the checked bytes; not so once it is rewritten in place."""
+        return identity_of(os.fstat(self.file.fileno())) == self.identity
+
+
+class Catalog(Protocol):
+    """Where releases come from. Each method may raise Refused(503): not to be known just now."""
+
+    def projects(self) -> Sequence[str]:
+        """All project names, sorted."""
+
+    def releases(self, project: str) -> Sequence[Release]:
+        """The project's whole releases, newest first, never none. Refused(404): there are none."""
+
+    def open(self, release: Release) -> Image:
+        """The release's bytes. Refused(503): they are no longer those that were checked."""
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """What stays the same as long as a file's bytes do."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def read_name(stem: str) -> tuple[str, Version]:
+    """Project and version in a file name without ".bin"; the project is "" if it names none.
+
+    A plain version at the very end wins: `my-app-2.0-1.2.3` is 1.2.3 of `my-app-2.0`; else the first
+    version does: `app-1.0.0-rc.1` is a pre-release of `app`. ValueError completes "name.bin ...".
+    """
+    match = _RELEASE_NAME.fullmatch(stem) or _OTHER_NAME.fullmatch(stem)
+    if match is None:
+        raise ValueError("has no version in its name, such as name-1.2.3.bin")
+    try:
+        return match["project"] or "", Version.parse(match["version"])
+    except ValueError as err:
+        raise ValueError(f"has a name whose version cannot be read: {err}") from err
+
+
+def _promised(entry: os.DirEntry[str], folder: str, inside: str) -> Release:
+    """The release that a directory entry promises. ValueError: none; it completes "name ..."."""
+    if entry.name.startswith("."):
+        raise ValueError("is a dot file")
+    if entry.is_dir():
+        os.scandir(entry.path).close()  # _entries() could not; this raises the same error again
+    if not entry.name.endswith(".bin"):
+        raise ValueError("does not end in .bin")
+    project, version = read_name(entry.name.removesuffix(".bin"))
+    if version.prerelease:
+        raise ValueError(f"is a pre-release, {version}")
+    if not (folder or project):
+        raise ValueError("has no project in its name, such as name-1.2.3.bin")
+    path = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+    if not path.startswith(inside):
+        raise ValueError("is a link that leaves the firmware folder")
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("is no file")
+    return Release(folder or project, version, "sketch", path, identity_of(status))
+
+
+def _entries(root: str) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """Every file in the folder, with "", and in each folder in it, with that folder's name."""
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or not entry.is_dir():
+                yield entry, ""
+                continue
+            try:
+                with os.scandir(os.path.realpath(entry.path)) as inner:
+                    yield from ((file, entry.name) for file in inner)
+            except OSError:
+                yield entry, ""
+
+
+def _open_file(path: str, flags: int) -> int:
+    """Opens without following a link and without waiting for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+
+def _reason(err: ValueError | OSError) -> str:
+    """Why a file is not offered; completes "name ..."."""
+    if isinstance(err, ValueError):
+        return str(err)
+    user = f" by uid {os.getuid()}" if sys.platform != "win32" else ""
+    return f"cannot be read{user}: {err.strerror}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Shelf:
+    """What is known of one project."""
+
+    listed: list[Release]  # by name only; newest version first, of one version the newest file
+    whole: tuple[Release, ...]  # checked, in the same order
+    broken: tuple[str, ...]  # sentences
+    waiting: bool  # for a check, some of it
+
+
+class DirectoryCatalog:
+    """The releases in a folder: `<project>-<version>.bin`, `<project>/<anything with a version>.bin`.
+
+    One thread looks at the folder every second and checks the files that are new to it. Everybody
+    else reads values that are replaced whole, so nothing is locked.
+    """
+
+    def __init__(self, directory: str) -> None:
+        """Lists the folder, so that a wrong one is an OSError at start; checks no file yet."""
+        self._directory = directory
+        self._seen: dict[str, Release] = {}  # by path as listed
+        self._told: dict[str, str] = {}  # by path: what the log has said of it
+        self._facts: dict[Identity, Facts | str] = {}  # str: why it is not offered
+        self._unreadable: set[Identity] = set()
+        self._shelves: dict[str, _Shelf] = {}
+        self._outage = ""
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="catalog", daemon=True)
+        self._list()
+
+    def start(self) -> None:
+        """Begins to check and to watch."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the watching thread."""
+        self._closing.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def newest(self) -> dict[str, Version]:
+        """By project, the newest version that file names promise, checked or not."""
+        return {name: self._shelves[name].listed[0].version for name in sorted(self._shelves)}
+
+    def projects(self) -> Sequence[str]:
+        """All project names, sorted, even of those none of whose files can be offered."""
+        if self._outage:
+            raise Refused(503, self._outage)
+        return sorted(self._shelves)
+
+    def releases(self, project: str) -> Sequence[Release]:
+        """The project's whole releases, newest first, never none; see Catalog."""
+        if self._outage:
+            raise Refused(503, self._outage)
+        shelf = self._shelves.get(project)
+        if shelf is None:
+            raise Refused(
+                404, f"no project {shown(project)}: its files are named like name-1.2.3.bin"
+            )
+        if not shelf.whole and shelf.waiting:
+            raise Refused(503, f"{shown(project)} is still being checked: ask again in a moment")
+        if not shelf.whole:
+            raise Refused(
+                404, f"no file of {shown(project)} can be offered: {'; '.join(shelf.broken)}"
+            )
+        return shelf.whole
+
+    def open(self, release: Release) -> Image:
+        """The release's bytes, as long as they are the ones that were checked; see Catalog."""
+        try:
+            file = FileIO(release.path, opener=_open_file)
+        except OSError as err:
+            raise Refused(503, f"{release.name} {_reason(err)}") from err
+        facts = release.facts
+        image = Image(file, release.size, facts.md5, facts.sha256, release.identity)
+        if not image.is_unchanged():
+            file.close()
+            raise Refused(503, f"{release.name} is just being replaced: ask again in a moment")
+        return image
+
+    def scan(self) -> bool:
+        """Looks at the folder and checks what is new; gives back whether a second was enough."""
+        deadline = time.monotonic() + SCAN_SECONDS
+        try:
+            self._list()
+        except OSError as err:
+            if not self._outage:
+                log.error("the firmware folder %s %s", self._directory, _reason(err))
+            self._outage = "the firmware folder cannot be read just now: ask again later"
+            return True
+        if self._outage:
+            log.warning("the firmware folder %s is back", self._directory)
+            self._outage = ""
+        for identity in self._unreadable:  # a chmod does not change the identity: try again
+            self._facts.pop(identity, None)
+        self._unreadable.clear()
+        return self._check_new(deadline)
+
+    def _watch(self) -> None:
+        finished = False
+        while not self._closing.wait(SCAN_SECONDS if finished else 0):
+            try:
+                finished = self.scan()
+            except Exception:
+                log.exception("looking at the firmware folder failed")
+                finished = True
+
+    def _list(self) -> None:
+        """Shelves what the folder's file names promise. OSError: the folder cannot be read."""
+        root = os.path.realpath(self._directory)
+        seen: dict[str, Release] = {}
+        told: dict[str, str] = {}
+        queues: dict[str, list[Release]] = {}
+        for entry, folder in _entries(root):
+            try:
+                release = _promised(entry, folder, os.path.join(root, ""))
+            except (ValueError, OSError) as err:
+                self._tell(logging.INFO, entry.path, _reason(err))
+                told[entry.path] = _reason(err)
+                continue
+            queues.setdefault(release.project, []).append(release)
+            seen[release.path] = release
+        self._told = told | {path: text for path, text in self._told.items() if path in seen}
+        identities = {release.identity for release in seen.values()}
+        self._facts = {key: facts for key, facts in self._facts.items() if key in identities}
+        for project, queue in queues.items():
+            queue.sort(key=lambda release: (release.version, release.identity[3]), reverse=True)
+            if project not in self._shelves or self._shelves[project].listed != queue:
+                self._shelve(project, queue)
+        for project in self._shelves.keys() - queues.keys():
+            del self._shelves[project]
+
+    def _check_new(self, deadline: float) -> bool:
+        """Checks what is listed and unknown; gives back whether the time was enough.
+
+        The newest of every project first, then the second newest: who asks early gets the right one.
+        """
+        shelves = self._shelves
+        queues = ([r for r in s.listed if r.identity not in self._facts] for s in shelves.values())
+        touched: set[str] = set()
+        for release in filter(None, chain.from_iterable(zip_longest(*queues))):
+            late = self._closing.is_set() or time.monotonic() > deadline
+            if late:
+                break
+            self._check(release)
+            if release is shelves[release.project].listed[0]:
+                self._shelve(release.project, shelves[release.project].listed)
+            touched.add(release.project)
+        else:
+            late = False
+        for project in touched:
+            self._shelve(project, shelves[project].listed)
+        return not late
+
+    def _check(self, release: Release) -> None:
+        """Finds the facts of one file, unless it is still changing."""
+        if abs(time.time_ns() - release.identity[3]) < SETTLE_NS:
+            return  # clocks of file systems are coarse: one more write could leave mtime as it is
+        facts: Facts | str
+        try:
+            with FileIO(release.path, opener=_open_file) as file:
+                try:
+                    facts = inspect(file)
+                except ValueError as err:
+                    facts = str(err)
+                if identity_of(os.fstat(file.fileno())) != release.identity:
+                    return
+        except OSError as err:
+            facts = _reason(err)
+            self._unreadable.add(release.identity)
+        if isinstance(facts, str):
+            self._tell(logging.WARNING, release.path, facts)
+        self._facts[release.identity] = facts
+
+    def _tell(self, level: int, path: str, reason: str) -> None:
+        """Logs once why a file is not offered."""
+        if self._told.get(path) != reason:
+            log.log(level, "%s is not offered: it %s", path, reason)
+        self._told[path] = reason
+
+    def _shelve(self, project: str, queue: list[Release]) -> None:
+        """Sorts a project's files into whole, broken and waiting."""
+        whole: list[Release] = []
+        broken: list[str] = []
+        waiting = False
+        for release in queue:
+            facts = self._facts.get(release.identity)
+            if isinstance(facts, Facts):
+                rival = whole[-1] if whole else None
+                if rival and (rival.version, rival.facts.chip) == (release.version, facts.chip):
+                    reason = f"has the version of {rival.name}, which is newer"
+                    self._tell(logging.WARNING, release.path, reason)
+                else:
+                    whole.append(replace(release, facts=facts))
+            elif facts is None:
+                waiting = True
+            else:
+                broken.append(f"{release.name} {facts}")
+        self._shelves[project] = _Shelf(queue, tuple(whole), tuple(broken), waiting)
+
+
+# -- 5. Reports: what a device says of itself -------------------------------------------------------
+
+ESP32_FAMILY = "some ESP32"  # no header tells which chip of the family it is
+_MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a device says when it asks. None: it did not say."""
+
+    project: str
+    address: str  # IP address
+    version: Version | None = None  # the one it runs
+    device: str | None = None  # MAC address, as it sent it but in upper case
+    chip: str | None = None  # as in Facts, or ESP32_FAMILY
+    kind: str = "sketch"  # | "filesystem"
+    free_space: int | None = None  # bytes
+    chip_size: int | None = None  # bytes of flash
+    sketch_md5: str | None = None  # of the running image, lower-case hex
+    sketch_sha256: str | None = None  # the digest appended to it, lower-case hex; ESP32 only
+
+
+def read_report(project: str, headers: Mapping[str, str], address: str) -> Report:
+    """What the x-ESP8266-* or x-ESP32-* headers say: ESP8266httpUpdate.cpp, HTTPUpdate.cpp.
+
+    Raises:
+        Refused: 400, a version or number in them cannot be read.
+    """
+    prefix, chip = "x-esp32-", None
+    if "x-esp8266-version" in headers or "x-esp8266-sta-mac" in headers:
+        prefix, chip = "x-esp8266-", "esp8266"
+    elif "x-esp32-version" in headers or "x-esp32-sta-mac" in headers:
+        chip = ESP32_FAMILY
+    if headers.get("user-agent", "").startswith("ESP32"):  # its own code may send S1's only header
+        chip = ESP32_FAMILY
+    told = {name: headers.get(prefix + name) for name in ("version", "sta-mac", "sketch-md5")}
+    try:
+        version = Version.parse(told["version"]) if told["version"] else None
+    except ValueError as err:
+        raise Refused(400, f"{prefix}version: {err}") from err
+    mac, md5 = told["sta-mac"] or "", told["sketch-md5"] or ""
+    return Report(
+        project=project,
+        address=address,
+        version=version,
+        device=mac.upper() if _MAC.fullmatch(mac) else None,
+        chip=chip,
+        kind="sketch" if headers.get(prefix + "mode", "sketch") == "sketch" else "filesystem",
+        free_space=_bytes(headers, prefix + "free-space"),
+        chip_size=_bytes(headers, prefix + "chip-size"),
+        sketch_md5=md5.lower() or None,
+        sketch_sha256=headers.get(prefix + "sketch-sha256", "").lower() or None,
+    )
+
+
+def _bytes(headers: Mapping[str, str], name: str) -> int | None:
+    """A field that counts bytes."""
+    text = headers.get(name)
+    if text is not None and not re.fullmatch("[0-9]{1,15}", text):
+        raise Refused(400, f"{name}: {shown(text)} is no number of bytes")
+    return None if text is None else int(text)
+
+
+# -- 6. Rules: who gets what ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """Why a device does not get a release."""
+
+    code: str  # stable, for scripts
+    reason: str  # a sentence for a person
+    deny: bool = False  # the device should show an error (403) instead of "no update" (304)
+    final: bool = False  # it gets no older release either
+
+    def __str__(self) -> str:
+        """Code and sentence."""
+        return f"{self.code}: {self.reason}"
+
+
+Rule = Callable[[Report, Release], Objection | None]
+
+
+def only_newer(report: Report, release: Release) -> Objection | None:
+    """A device goes up, never down, and not to the version that it runs."""
+    if report.version is None or release.version > report.version:
+        return None
+    reason = f"{release.version} is not newer than {report.version}, which the device runs"
+    return Objection("not-newer", reason, final=True)
+
+
+def same_image(report: Report, release: Release) -> Objection | None:
+    """A device does not get the image it runs, whatever version it says it is: no update loops."""
+    if release.facts.running.isdisjoint((report.sketch_md5, report.sketch_sha256)):
+        return None
+    reason = f"the device runs this very image of {release.version}, whatever version it says"
+    return Objection("same-image", reason, final=True)
+
+
+def enough_room(report: Report, release: Release) -> Objection | None:
+    """An image goes only where there is room for it."""
+    wanted = release.facts.flash_size or 0
+    if report.free_space is not None and release.size > report.free_space:
+        reason = f"{release.version} has {release.size} bytes, the device {report.free_space} free"
+    elif report.chip_size is not None and wanted > report.chip_size:
+        reason = f"{release.version} is built for {wanted} bytes of flash, not {report.chip_size}"
+    else:
+        return None
+    return Objection("too-big", reason)
+
+
+def right_chip(report: Report, release: Release) -> Objection | None:
+    """An image goes only to its chip: an ESP8266 takes an ESP32 image and never starts again."""
+    chip = release.facts.chip
+    if report.chip in {None, chip} or (report.chip == ESP32_FAMILY and chip != "esp8266"):
+        return None
+    reason = f"{release.version} is for {chip}, the device is {report.chip}"
+    return Objection("wrong-chip", reason, deny=True)
+
+
+def right_kind(report: Report, release: Release) -> Objection | None:
+    """A sketch never becomes a filesystem, nor the other way round."""
+    if report.kind == release.kind:
+        return None
+    reason = f"{release.version} is a {release.kind}, the device asks for a {report.kind}"
+    return Objection("wrong-kind", reason)
+
+
+SAFETY: tuple[Rule, ...] = (same_image, right_chip, right_kind, enough_room)
+STATELESS: tuple[Rule, ...] = (only_newer, *SAFETY)
+
+
+def choose(
+    report: Report, releases: Iterable[Release], rules: Sequence[Rule]
+) -> Release | Objection:
+    """The first of `releases`, newest first and at least one, that no rule objects to.
+
+    Else the objection that says most: a final denial; then what was first found; last that a release
+    is for other devices, as long as there are some for this one.
+    """
+    objections: list[Objection] = []
+    for release in releases:
+        found = [objection for rule in rules if (objection := rule(report, release))]
+        if not found:
+            return release
+        objections += found
+        if any(objection.final for objection in found):
+            break
+    return min(objections, key=lambda each: (not (each.deny and each.final), each.deny))
+
+
+# -- 7. Requests: bytes become a Request --------------------------------------------------------------
+# RFC 9112, strictly: what two programs could read in two ways is refused.
+
+_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"  # noqa: S105 - RFC 9110 5.6.2
+_HEAD = re.compile(
+    rf"({_TOKEN}) ([!-~]++) HTTP/([0-9]\.[0-9])\r\n"
+    rf"((?:{_TOKEN}:[\t -~\x80-\xff]*+\r\n)*+)\r\n"
+)
+_FIELD = re.compile(r"([^:]++):[\t ]*+([^\r]*+)\r\n")
+_HOST = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]*+)?"  # RFC 3986 3.2
+_PCHARS = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/{}]++|%[0-9A-Fa-f]{{2}})*+"  # RFC 3986 3.3
+_TARGET = re.compile(
+    rf"(?:[Hh][Tt][Tt][Pp][Ss]?://({_HOST}))?(/{_PCHARS.format('')})?(?:\?({_PCHARS.format('?')}))?"
+)
+_VALID_HOST = re.compile(_HOST)
+_NO_HEAD = re.compile(rb"(?<!\r)\n|\A[^!-~]")  # a bare LF, TLS or other bytes: will never be one
+_SINGLE = frozenset(  # fields that must not repeat; others are joined by commas, RFC 9110 5.3
+    "authorization content-length content-type expect host if-modified-since if-range "
+    "if-unmodified-since range transfer-encoding user-agent".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, read and checked."""
+
+    method: str
+    path: str  # percent-decoded, once
+    query: str  # as sent
+    headers: Mapping[str, str]  # names in lower case, values without outer blanks
+    peer: str  # IP address
+    secure: bool = False  # came by TLS
+    keep_alive: bool = False  # the client may send another one
+    body_size: int = 0  # bytes that follow the head
+
+
+def parse_head(head: bytes, peer: str, *, secure: bool = False) -> Request:
+    """The request in `head`, up to and with the empty line.
+
+    Raises:
+        Refused: 400, 501 or 505; where the next request begins is not known.
+    """
+    match = _HEAD.fullmatch(head.decode("latin-1"))
+    if match is None:
+        reason = "the head is not METHOD /path HTTP/1.1 and lines like Name: value, with CR LF ends"
+        raise Refused(400, reason)
+    method, target, http, fields = match.groups()
+    if http not in {"1.1", "1.0"}:
+        raise Refused(505, f"HTTP/{http} is not spoken here: use HTTP/1.1")
+    headers: dict[str, str] = {}
+    for name, value in _FIELD.findall(fields.replace("\t\r", "\r")):
+        key = name.lower()
+        if key in headers and (key in _SINGLE or key.startswith("x-esp")):
+            raise Refused(400, f"the field {shown(name)} stands twice in the head")
+        value = value.rstrip("\t ")  # noqa: PLW2901
+        headers[key] = f"{headers[key]}, {value}" if key in headers else value
+    path, query = _read_target(method, target, headers, http)
+    options = headers.get("connection", "").lower()
+    keep_alive = "close" not in options and (http == "1.1" or "keep-alive" in options)
+    size = _body_size(headers, http)
+    return Request(method, path, query, headers, peer, secure, keep_alive, size)
+
+
+def _read_target(method: str, target: str, headers: dict[str, str], http: str) -> tuple[str, str]:
+    """Path and query; an absolute target's authority becomes the Host (RFC 9112 3.2)."""
+    match = _TARGET.fullmatch("/" if (method, target) == ("OPTIONS", "*") else target)
+    if match is None or match.group(1, 2) == (None, None):
+        raise Refused(400, "the request target is no path such as /firmware")
+    authority, path, query = match.groups(default="")
+    if not _VALID_HOST.fullmatch(headers.get("host", "" if http == "1.1" else "none")):
+        raise Refused(400, "HTTP/1.1 needs one Host field, a host name with an optional port")
+    if authority:
+        headers["host"] = authority
+    path = unquote(path, errors="surrogateescape") or "/"
+    if any(char < " " or char == "\x7f" for char in path):
+        raise Refused(400, "the request target holds a control character")
+    return path, query
+
+
+def _body_size(headers: Mapping[str, str], http: str) -> int:
+    """Bytes of body behind the head: RFC 9112 6.3, where nothing may be ambiguous."""
+    length = headers.get("content-length", "0")
+    if "transfer-encoding" in headers:
+        if "content-length" in headers or http == "1.0":
+            raise Refused(400, "Transfer-Encoding together with Content-Length or HTTP/1.0")
+        raise Refused(501, "Transfer-Encoding is not read here: send a Content-Length")
+    if not re.fullmatch("[0-9]{1,15}", length):
+        raise Refused(400, "Content-Length is no number")
+    return int(length)
+
+
+# -- 8. Replies: data, which only the loop sends -------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes back. Whoever takes a Reply closes its Image."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]  # as sent; Date, Server and Connection are added
+    body: bytes | Image = b""
+    part: range = range(0)  # the bytes of the Image that are sent
+    sent: Callable[[int], None] | None = None  # told once how many of them the kernel took
+
+
+def body_reply(status: int, kind: str, body: bytes, *headers: tuple[str, str]) -> Reply:
+    """A body that is in memory."""
+    entity = (("Content-Type", kind), ("Content-Length", str(len(body))))
+    return Reply(status, (*entity, ("X-Content-Type-Options", "nosniff"), *headers), body)
+
+
+def text_reply(status: int, text: str, *headers: tuple[str, str]) -> Reply:
+    """One line for a person."""
+    body = f"{text}\n".encode("utf-8", "backslashreplace")
+    return body_reply(status, "text/plain; charset=utf-8", body, *headers)
+
+
+def refusal(refused: Refused) -> Reply:
+    """What a refused client reads; a 503 says when to come again."""
+    headers = (("X-OTA-Reason", plain(refused.reason)), ("Cache-Control", "no-store"))
+    if refused.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers = (*headers, ("Retry-After", str(RETRY_SECONDS)))
+    return text_reply(refused.status, refused.reason, *headers, *refused.headers)
+
+
+def plain(text: str) -> str:
+    """Text that can stand in a field, also between quotes: one line of ASCII."""
+    return "".join(char if " " <= char <= "~" and char not in '"\\' else "?" for char in text)
+
+
+def image_reply(request: Request, release: Release, image: Image, cache: str) -> Reply:
+    """The bytes asked for, or that nothing changed: RFC 9110 13 and 14.
+
+    Raises:
+        Refused: 412 or 416.
+    """
+    etag = f'"{image.sha256[:32]}"'
+    modified = formatdate(release.modified, usegmt=True)
+    validators = (("ETag", etag), ("Last-Modified", modified), ("Cache-Control", cache))
+    if is_not_modified(request.headers, etag, release.modified):
+        return Reply(304, validators)
+    part = range(image.size)
+    if request.method == "GET" and request.headers.get("if-range", etag) in {etag, modified}:
+        part = parse_range(request.headers.get("range", ""), image.size) or part
+    coded = f"; filename*=UTF-8''{quote(release.name, errors='surrogateescape')}"
+    name = f'attachment; filename="{plain(release.name)}"'
+    headers = (
+        ("Content-Type", "application/octet-stream"),
+        ("Content-Length", str(len(part))),
+        ("Content-Disposition", name if plain(release.name) == release.name else name + coded),
+        ("Accept-Ranges", "bytes"),
+        ("x-MD5", image.md5),
+        ("x-SHA256", image.sha256),
+        ("x-version", str(release.version)),
+        *validators,
+    )
+    if len(part) == image.size:
+        return Reply(200, headers, image, part)
+    where = ("Content-Range", f"bytes {part.start}-{part.stop - 1}/{image.size}")
+    return Reply(206, (*headers, where), image, part)
+
+
+def is_not_modified(headers: Mapping[str, str], etag: str, modified: int) -> bool:
+    """Whether the client has it already: RFC 9110 13.2.2, in its order. Refused: 412."""
+
+    def names(tags: str) -> bool:
+        return tags.strip() == "*" or etag in (tag.strip() for tag in tags.split(","))
+
+    def since(name: str) -> float:
+        try:
+            return parsedate_to_datetime(headers[name]).timestamp()
+        except (KeyError, ValueError, OverflowError):  # RFC 9110 13.1.3: no date, no condition
+            return float("nan")
+
+    matches = names(headers["if-match"]) if "if-match" in headers else None
+    if matches is False or (matches is None and modified > since("if-unmodified-since")):
+        raise Refused(412, "the image is no longer the one you began with")
+    if "if-none-match" in headers:
+        return names(headers["if-none-match"].replace("W/", ""))
+    return modified <= since("if-modified-since")
+
+
+def parse_range(text: str, size: int) -> range | None:
+    """The one byte range asked for; None, to be ignored, for several and for what is none.
+
+    Raises:
+        Refused: 416, it begins behind the end (RFC 9110 14.1.2, 15.5.17).
+    """
+    match = re.fullmatch(r"(?i)bytes=([0-9]{0,15})-([0-9]{0,15})", text.strip())
+    if match is None or match.group() == "bytes=-":
+        return None
+    first, last = match.groups()
+    if first and last and int(last) < int(first):
+        return None
+    start = int(first) if first else max(0, size - int(last))
+    stop = min(size, int(last) + 1) if first and last else size
+    if start >= stop:
+        raise Refused(416, f"the file has {size} bytes", ("Content-Range", f"bytes */{size}"))
+    return range(start, stop)
+
+
+@functools.lru_cache(maxsize=1)
+def _date(now: int) -> str:
+    return formatdate(now, usegmt=True)
+
+
+def render(reply: Reply, *, keep_alive: bool, now: int) -> bytes:
+    """A reply's head; `now` is UTC seconds."""
+    fields = "".join(f"{name}: {value}\r\n" for name, value in reply.headers)
+    return (
+        f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n{fields}Date: {_date(now)}\r\n"
+        f"Server: ota-server\r\nConnection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
+    ).encode("ascii")
+
+
+# -- 9. Site: what is wired together -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings; read_config() makes it."""
+
+    dir: str
+    host: str = ""  # "": every address, IPv4 and IPv6
+    port: int = 8000
+    log: str = "INFO"
+    cert: str = ""  # "": plain HTTP
+    key: str = ""  # "": in the same file as the certificate
+    max_connections: int = 1000
+    notify_socket: str = ""  # where systemd listens; "": nowhere
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A decision that was made."""
+
+    report: Report
+    outcome: Release | Objection
+
+
+Guard = Callable[[Request], None]  # raises Refused
+Endpoint = Callable[["Site", Request], Reply]
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which paths an endpoint answers."""
+
+    pattern: re.Pattern[str]  # of the whole path
+    endpoint: Endpoint
+    methods: tuple[str, ...] = ("GET", "HEAD")
+    blocking: bool = False  # runs in a thread, not on the loop
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Everything that answers a request, built once."""
+
+    config: Config
+    catalog: Catalog
+    rules: tuple[Rule, ...]
+    guards: tuple[Guard, ...]
+    routes: tuple[Route, ...]
+    listeners: tuple[Listener, ...]
+    closers: tuple[Callable[[], None], ...]
+
+    def route(self, path: str) -> Route:
+        """The first route that matches. Refused: 404."""
+        for route in self.routes:
+            if route.pattern.fullmatch(path):
+                return route
+        raise Refused(404, "nothing is here: ask for /<project>")
+
+
+def decide(site: Site, report: Report) -> Release | Objection:
+    """What this device gets; every device protocol asks here. Refused: see Catalog.releases()."""
+    releases = site.catalog.releases(report.project)
+    outcome = choose(exact_chip(report, releases), releases, site.rules)
+    for listener in site.listeners:
+        listener(Event(report, outcome))
+    return outcome
+
+
+def exact_chip(report: Report, releases: Iterable[Release]) -> Report:
+    """The report, with the very chip of an ESP32 that runs one of `releases`."""
+    if report.sketch_sha256 is not None:
+        for release in releases:
+            if report.sketch_sha256 in release.facts.running:
+                return replace(report, chip=release.facts.chip)
+    return report
+
+
+def log_decision(event: Event) -> None:
+    """One line a decision, so that `grep <mac>` tells a device's story."""
+    report, outcome = event.report, event.outcome
+    fine = isinstance(outcome, Release) or outcome.final
+    verdict = f"-> {outcome.version}" if isinstance(outcome, Release) else f"stays, {outcome}"
+    who = (report.device or "-", report.address, report.project, report.version)
+    log.log(logging.INFO if fine else logging.WARNING, "%s %s %s %s %s", *who, verdict)
+
+
+def answer(site: Site, request: Request) -> Reply:
+    """The reply to a request. Never raises: a Refused becomes its reply, anything else a 500."""
+    try:
+        for guard in site.guards:
+            guard(request)
+        route = site.route(request.path)
+        allowed = ("Allow", ", ".join((*route.methods, "OPTIONS")))
+        if request.method == "OPTIONS":
+            reply = Reply(204, (allowed,))
+        elif request.method in route.methods:
+            reply = route.endpoint(site, request)
+        else:
+            raise Refused(405, f"{shown(request.method)} is not possible here", allowed)
+    except Refused as refused:
+        log.info("%s refused, %s: %s", request.peer, refused.status, refused.reason)
+        reply = refusal(refused)
+    except Exception:
+        log.exception("%s %s %s failed", request.peer, request.method, shown(request.path))
+        reply = text_reply(500, "the server failed; its log says how")
+    if request.method != "HEAD":
+        return reply
+    if isinstance(reply.body, Image):
+        reply.body.file.close()
+    return replace(reply, body=b"")
+
+
+def update(site: Site, request: Request) -> Reply:
+    """/<anything>/<project>: the newest image for the device that asks (S1's contract)."""
+    project = request.path.rstrip("/").rpartition("/")[2]
+    report = read_report(project, request.headers, request.peer)
+    site.catalog.releases(project)  # a wrong URL is said before a missing version
+    if report.version is None:
+        reason = (
+            "no x-ESP8266-version or x-ESP32-version header: pass the running version to update()"
+        )
+        raise Refused(400, reason)
+    return outcome_reply(site, request, decide(site, report), "no-cache, no-transform")
+
+
+def download(site: Site, request: Request) -> Reply:
+    """/<anything>/<project>/<file>.bin: that file; to a device still none that would harm it."""
+    project, name = request.path.split("/")[-2:]
+    report = read_report(project, request.headers, request.peer)
+    releases = site.catalog.releases(project)
+    release = next((each for each in releases if each.name == name), None)
+    if release is None:
+        raise Refused(404, f"no file {shown(name)} of {shown(project)} can be offered")
+    outcome = choose(exact_chip(report, releases), (release,), SAFETY)
+    return outcome_reply(site, request, outcome, "no-transform")
+
+
+def outcome_reply(site: Site, request: Request, outcome: Release | Objection, cache: str) -> Reply:
+    """A decision as status and bytes; the file is open before anything is promised."""
+    if isinstance(outcome, Objection):
+        if outcome.deny:
+            raise Refused(403, str(outcome))
+        return Reply(304, (("X-OTA-Reason", plain(str(outcome))), ("Cache-Control", cache)))
+    image = site.catalog.open(outcome)
+    reply = Reply(500, ())
+    try:
+        reply = image_reply(request, outcome, image, cache)
+    finally:
+        if reply.body is not image:
+            image.file.close()
+
+    def sent(count: int) -> None:
+        level = logging.INFO if count == len(reply.part) else logging.WARNING
+        log.log(
+            level, "%s was sent %d of %d bytes of %s", request.peer, count, len(reply.part), name
+        )
+
+    name = outcome.name
+    return replace(reply, sent=sent)
+
+
+# -- 10. Page: what a person sees --------------------------------------------------------------------
+
+STYLE = """:root{color-scheme:light dark}body{font:1rem/1.5 system-ui;max-width:70rem;margin:2rem auto;
+padding:0 1rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;
+border-bottom:1px solid #8886}code,pre{font-size:.85em;overflow-wrap:anywhere}pre{padding:.6rem;
+border:1px solid #8886;white-space:pre-wrap}"""
+_STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+PAGE_HEADERS = (
+    (
+        "Content-Security-Policy",
+        f"default-src 'none'; img-src 'self'; style-src 'sha256-{_STYLE_HASH}'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("Cache-Control", "no-store"),
+)
+ICON = b"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="none" stroke="#07c"
+d="M6 1v14M10 1v14M1 6h14M1 10h14"/><path fill="#07c" d="M4 4h8v8H4z"/></svg>"""
+
+
+def page(site: Site, request: Request) -> Reply:
+    """The projects and their releases, with what to paste into a sketch."""
+    if read_report("", request.headers, request.peer).chip:
+        raise Refused(404, "no project in the URL: give the device http://<this server>/<project>")
+    base = f"http{'s' * request.secure}://{request.headers.get('host', 'ota-server')}"
+    text = "".join(_project(site, base, project) for project in site.catalog.projects())
+    nothing = "<p>No firmware yet: copy a file named like name-1.2.3.bin into the folder.</p>"
+    whole = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Firmware</title>'
+        f'<meta name="viewport" content="width=device-width"><link rel="icon" href="/favicon.ico">'
+        f"<style>{STYLE}</style><h1>Firmware</h1>{text or nothing}<p>ota-server {__version__}</p>"
+    )
+    body = whole.encode("utf-8", "replace")
+    return body_reply(200, "text/html; charset=utf-8", body, *PAGE_HEADERS)
+
+
+def _project(site: Site, base: str, project: str) -> str:
+    """One project's part of the page."""
+    title = f"<h2>{html.escape(project)}</h2>"
+    url = html.escape(f"{base}/{quote(project, errors='surrogateescape')}")
+    try:
+        releases = site.catalog.releases(project)
+    except Refused as refused:
+        return f"{title}<p>{html.escape(refused.reason)}</p>"
+    rows = "".join(
+        f'<tr><td><a href="{url}/{quote(release.name, errors="surrogateescape")}">'
+        f"{release.version}</a><td>{release.facts.chip}{', gzip' * release.facts.packed}"
+        f"<td>{release.size:,}<td>{datetime.fromtimestamp(release.modified, UTC):%Y-%m-%d %H:%M}"
+        f"<td><code>{release.facts.sha256}</code>"
+        for release in releases
+    )
+    library = "ESPhttpUpdate" if releases[0].facts.chip == "esp8266" else "httpUpdate"
+    client = f"WiFiClient{'Secure' * base.startswith('https')}"
+    return (
+        f"{title}<table><tr><th>Version<th>Chip<th>Bytes<th>Date, UTC<th>SHA-256{rows}</table>"
+        f"<pre>{client} client;  // in the sketch, with the version that it is itself:\n"
+        f"{library}.update(client, &quot;{url}&quot;, &quot;{releases[0].version}&quot;);</pre>"
+    )
+
+
+def health(site: Site, request: Request) -> Reply:
+    """Whether the firmware folder can be read; 503 if not."""
+    del request
+    site.catalog.projects()
+    return text_reply(200, "ok", ("Cache-Control", "no-store"))
+
+
+def icon(site: Site, request: Request) -> Reply:
+    """The browser's icon."""
+    del site, request
+    return body_reply(200, "image/svg+xml", ICON, ("Cache-Control", "max-age=86400"))
+
+
+ROUTES = (
+    Route(re.compile("/"), page, blocking=True),
+    Route(re.compile("/healthz"), health),
+    Route(re.compile(r"/favicon\.ico"), icon),
+    Route(re.compile(r"(?s).*/[^/]+/[^/]+\.bin"), download),
+    Route(re.compile("(?s)/.*"), update),
+)
+
+
+def build_site(config: Config, catalog: Catalog) -> Site:
+    """Everything wired, for devices of which nothing is remembered."""
+    return Site(config, catalog, STATELESS, (), ROUTES, (log_decision,), ())
+
+
+# -- 11. Loop: the only section with sockets -----------------------------------------------------------
+
+Wait = tuple[int, float]  # selectors.EVENT_READ or EVENT_WRITE; until when, monotonic seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the loop waits, in seconds."""
+
+    handshake: float = 10
+    head: float = 20  # for a whole head
+    idle: float = 15  # between two requests
+    progress: float = 60  # for the next byte of a reply to leave
+    grace: float = 30  # for running downloads, once the server is to stop
+    linger: float = 2  # for a refused client to read why
+    tick: float = 1  # between two looks at the clock
+
+
+class Connection:
+    """One client from accept to close: a generator that yields what it waits for.
+
+    It yields a Wait, or a Request whose endpoint blocks and is then sent the Reply.
+    """
+
+    __slots__ = ("deadline", "events", "fileno", "idle", "peer", "server", "socket", "steps")
+
+    def __init__(self, server: Server, client: socket.socket, peer: str) -> None:
+        self.server = server
+        self.socket = client
+        self.fileno = client.fileno()
+        self.peer = peer  # IP address
+        self.events = 0  # what the selector watches for it
+        self.deadline = 0.0  # monotonic seconds
+        self.idle = False  # between two requests, where nobody misses it
+        self.steps = self._talk()
+
+    def _talk(self) -> Generator[Wait | Request, Reply | None, None]:
+        """The whole conversation."""
+        try:
+            self.socket.setblocking(False)
+            if self.server.tls is not None:
+                yield from self._shake_hands(self.server.tls)
+            yield from self._serve()
+        except ssl.SSLError as err:
+            log.info("%s speaks no TLS that fits: %s", self.peer, err.reason or err)
+            if err.reason == "HTTP_REQUEST":
+                reply = text_reply(400, "this port speaks HTTPS: use https://")
+                head = render(reply, keep_alive=False, now=int(time.time()))
+                socket.socket.send(self.socket, head + bytes(reply.body))  # below the TLS layer
+        except OSError as err:
+            log.debug("%s is gone: %s", self.peer, err)
+        finally:
+            if isinstance(self.socket, ssl.SSLSocket):
+                with suppress(OSError, ValueError):
+                    self.socket.unwrap()  # close_notify: without it OpenSSL forgets the session
+            self.socket.close()
+
+    def _shake_hands(self, tls: ssl.SSLContext) -> Generator[Wait, None, None]:
+        deadline = time.monotonic() + self.server.limits.handshake
+        wrapped = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        self.socket = wrapped
+        yield from self._until(deadline, selectors.EVENT_READ, wrapped.do_handshake)
+
+    def _serve(self) -> Generator[Wait | Request, Reply | None, None]:
+        """Requests and replies, until one of the two sides has had enough."""
+        rest = b""
+        wait = self.server.limits.head  # a new connection comes with its head
+        while True:
+            try:
+                head, rest = yield from self._receive_head(rest, wait)
+                if not head:
+                    return
+                request = parse_head(head, self.peer, secure=self.server.tls is not None)
+                rest = yield from self._drop_body(request.body_size, rest)
+                blocking = self.server.site.route(request.path).blocking
+            except Refused as refused:
+                log.info("%s refused, %s: %s", self.peer, refused.status, refused.reason)
+                head = render(reply := refusal(refused), keep_alive=False, now=int(time.time()))
+                yield from self._send(head + bytes(reply.body))
+                yield from self._linger()
+                return
+            reply = (yield request) if blocking else answer(self.server.site, request)
+            keep_alive = request.keep_alive and not self.server.draining
+            sending = self._sending(request, reply, keep_alive=keep_alive)
+            del head, request, reply  # while a slow device reads, as little as possible stays
+            yield from sending
+            if not keep_alive:
+                return
+            wait = self.server.limits.idle
+
+    def _until(
+        self, deadline: float, event: int, call: Callable[..., Any], *args: Any
+    ) -> Generator[Wait, None, Any]:
+        """What `call` gives back, once the socket, or TLS in it, is ready for `event`."""
+        while True:
+            try:
+                return call(*args)
+            except BlockingIOError:
+                yield event, deadline
+            except ssl.SSLWantReadError:
+                yield selectors.EVENT_READ, deadline
+            except ssl.SSLWantWriteError:
+                yield selectors.EVENT_WRITE, deadline
+
+    def _receive(self, deadline: float) -> Generator[Wait, None, bytes]:
+        """Some bytes; none once the client has closed."""
+        try:
+            return (
+                yield from self._until(deadline, selectors.EVENT_READ, self.socket.recv, MAX_HEAD)
+            )
+        except ssl.SSLEOFError:  # a device closes without close_notify
+            return b""
+
+    def _receive_head(self, rest: bytes, wait: float) -> Generator[Wait, None, tuple[bytes, bytes]]:
+        """A head, and what came behind it; no head if the client has gone. Refused: 400, 431."""
+        deadline = time.monotonic() + wait
+        while True:
+            rest = rest.removeprefix(b"\r\n")  # RFC 9112 2.2
+            end = rest.find(b"\r\n\r\n") + 4
+            if end > MAX_HEAD or (end < 4 and len(rest) >= MAX_HEAD):
+                raise Refused(431, f"the head of the request has more than {MAX_HEAD} bytes")
+            if end >= 4:
+                return rest[:end], rest[end:]
+            if _NO_HEAD.search(rest):
+                raise Refused(400, "this is no HTTP request with CR LF line ends")
+            self.idle = not rest
+            more = yield from self._receive(deadline)
+            if not more:
+                return b"", b""
+            if self.idle:  # the head has begun
+                deadline = time.monotonic() + self.server.limits.head
+            self.idle = False
+            rest += more
+
+    def _drop_body(self, size: int, rest: bytes) -> Generator[Wait, None, bytes]:
+        """What follows a body that nobody asked for: unread, it would be the next request."""
+        if size > MAX_BODY:
+            raise Refused(413, "nothing here takes a body")
+        deadline = time.monotonic() + self.server.limits.head
+        while len(rest) < size and (more := (yield from self._receive(deadline))):
+            rest += more
+        return rest[size:]
+
+    def _linger(self) -> Generator[Wait, None, None]:
+        """Lets a refused client read why: a close with bytes unread resets the connection."""
+        deadline = time.monotonic() + self.server.limits.linger
+        if self.server.tls is None:
+            self.socket.shutdown(socket.SHUT_WR)
+        for _ in range(32):
+            if not (yield from self._receive(deadline)):
+                return
+
+    def _sending(
+        self, request: Request, reply: Reply | None, *, keep_alive: bool
+    ) -> Generator[Wait, None, None]:
+        """The generator that sends the reply."""
+        assert reply is not None
+        head = render(reply, keep_alive=keep_alive, now=int(time.time()))
+        if not isinstance(reply.body, Image):
+            return self._send(head + reply.body)
+        is_device = request.headers.get("user-agent", "").startswith("ESP")
+        record = DEVICE_RECORD if is_device else PIECE
+        return self._send_image(head, reply.body, reply.part, record, reply.sent)
+
+    def _send(self, data: bytes) -> Generator[Wait, None, None]:
+        view = memoryview(data)
+        while view:
+            deadline = time.monotonic() + self.server.limits.progress
+            view = view[
+                (yield from self._until(deadline, selectors.EVENT_WRITE, self.socket.send, view)) :
+            ]
+
+    def _send_image(
+        self,
+        head: bytes,
+        image: Image,
+        part: range,
+        record: int,
+        sent: Callable[[int], None] | None,
+    ) -> Generator[Wait, None, None]:
+        """Head and image. The first bytes of both leave together: an ESP32 waits only 100 ms."""
+        offset = turn = part.start
+        try:
+            buffer = SEND_BUFFER if self.server.tls is None else TLS_SEND_BUFFER
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+            piece = self._piece(image, offset, min(part.stop - offset, record - len(head)))
+            yield from self._send(head + piece)
+            offset += len(piece)
+            del head, piece
+            while offset < part.stop:
+                deadline = time.monotonic() + self.server.limits.progress
+                if offset - turn >= TURN:
+                    turn = offset
+                    yield selectors.EVENT_WRITE, deadline
+                push = self._push, image, offset, part.stop, record
+                offset += yield from self._until(deadline, selectors.EVENT_WRITE, *push)
+        finally:
+            image.file.close()
+            if sent is not None:
+                sent(offset - part.start)
+
+    def _push(self, image: Image, offset: int, stop: int, record: int) -> int:
+        """Sends once; gives back how many bytes the kernel took. Nothing is held while it waits.
+
+        sendfile hands pages to the socket, not copies: what a rewrite of the file changes before
+        they leave goes out changed. So the end is copied: who gets all bytes gets none of a rewrite.
+        """
+        ahead = stop - COPIED_TAIL - offset
+        if ahead <= 0 or self.server.tls is not None or not hasattr(os, "sendfile"):
+            return self.socket.send(self._piece(image, offset, min(stop - offset, record)))
+        sent = os.sendfile(self.fileno, image.file.fileno(), offset, min(ahead, TURN))
+        self._piece(image, offset, 0)
+        return sent
+
+    def _piece(self, image: Image, offset: int, size: int) -> bytes:
+        """Bytes of the image, as long as it is the one that was checked."""
+        image.file.seek(offset)
+        piece = image.file.read(size)
+        if not image.is_unchanged() or len(piece) < size:
+            raise ConnectionAbortedError(
+                "the file was rewritten: no image is better than a mixed one"
+            )
+        return piece
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request whose endpoint blocks, in a thread; the loop keeps the connection."""
+
+    server: Server
+
+    def setup(self) -> None:
+        """Opens nothing: the socket is the loop's."""
+
+    def handle(self) -> None:
+        """Thinks, and gives the reply to the loop."""
+        connection, request = self.request
+        self.server.take_back(connection, answer(self.server.site, request))
+
+    def finish(self) -> None:
+        """Closes nothing."""
+
+
+class Server(ThreadingHTTPServer):
+    """The loop: it accepts, waits and sends; its threads only think where an endpoint blocks."""
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        tls: ssl.SSLContext | None = None,
+        limits: Limits | None = None,
+        selector: selectors.BaseSelector | None = None,
+    ) -> None:
+        """Listens. OSError: it cannot."""
+        self.site = site
+        self.tls = tls
+        self.limits = limits or Limits()
+        self.draining = False
+        self._selector = selector or selectors.DefaultSelector()
+        self._connections: set[Connection] = set()
+        self._waiting: deque[tuple[Connection, Request]] = deque()  # for a thread
+        self._answered: deque[tuple[Connection, Reply]] = deque()
+        self._thinking = 0  # threads
+        self._listen_at = 0.0  # monotonic seconds; infinite while it listens
+        self._end = float("inf")  # monotonic seconds
+        self._ended = threading.Event()
+        self._complained = float("-inf")  # monotonic seconds
+        self._waker, self._woken = socket.socketpair()
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        host = site.config.host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")  # noqa: S104
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, site.config.port), Handler)
+
+    def server_bind(self) -> None:
+        """Binds; without the standard one's name look-up, which hangs where DNS is dead."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if self.server_address[0] == "::" and not self.site.config.host:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_port = self.server_address[1]
+
+    def server_activate(self) -> None:
+        """Listens, with room for a building that has its power back."""
+        self.socket.listen(BACKLOG)
+        self.socket.setblocking(False)
+
+    def server_close(self) -> None:
+        """Gives back every descriptor."""
+        self._selector.close()
+        for each in (self.socket, self._waker, self._woken):
+            each.close()
+
+    def serve_forever(self, poll_interval: float = 1.0) -> None:
+        """Runs the loop until shutdown(), or until drain() and the end of the last download."""
+        del poll_interval
+        tick = float("-inf")
+        try:
+            while time.monotonic() < self._end and (self._connections or not self.draining):
+                if time.monotonic() >= tick:
+                    self._look_at_clock()
+                    tick = time.monotonic() + self.limits.tick
+                for key, _ in self._selector.select(self.limits.tick):
+                    if key.data is not None:
+                        self._advance(key.data)
+                    elif key.fileobj is self.socket:
+                        self._accept()
+                    else:
+                        self._woken.recv(1024)
+                self._use_threads()
+        finally:
+            for connection in tuple(self._connections):
+                self._drop(connection)
+            self._ended.set()
+
+    def drain(self) -> None:
+        """Stops accepting; the loop ends with the last download or when the grace is over."""
+        self._end = min(self._end, time.monotonic() + self.limits.grace)
+        self.draining = True
+        self._wake()
+
+    def shutdown(self) -> None:
+        """Ends the loop at once and waits until it has ended."""
+        self._end = float("-inf")
+        self._wake()
+        self._ended.wait()
+
+    def take_back(self, connection: Connection, reply: Reply) -> None:
+        """Takes the reply that a thread found."""
+        self._answered.append((connection, reply))
+        self._wake()
+
+    def shutdown_request(self, request: Any) -> None:
+        """Closes nothing after a thread: the loop does."""
+
+    def _wake(self) -> None:
+        with suppress(OSError):  # closed: the loop has ended
+            self._waker.send(b"w")
+
+    def _accept(self) -> None:
+        """Takes connections from the backlog as long as there is room."""
+        for _ in range(ACCEPT_BURST):
+            if len(self._connections) >= self.site.config.max_connections:
+                self._complain("max-connections is reached: new ones wait")
+                return self._listen(after=self.limits.tick)
+            try:
+                client, address = self.socket.accept()
+            except (BlockingIOError, ConnectionError):
+                return None
+            except OSError as err:  # such as EMFILE; without a pause the loop would spin
+                self._complain(f"connections cannot be accepted: {err.strerror}")
+                return self._listen(after=self.limits.tick)
+            connection = Connection(self, client, str(address[0]).removeprefix("::ffff:"))
+            self._connections.add(connection)
+            self._advance(connection)
+        return None
+
+    def _listen(self, *, after: float) -> None:
+        """Leaves the listening socket alone for some seconds, or watches it again after none."""
+        if after:
+            self._selector.unregister(self.socket)
+            self._listen_at = time.monotonic() + after
+        else:
+            self._selector.register(self.socket, selectors.EVENT_READ)
+            self._listen_at = float("inf")
+
+    def _complain(self, text: str) -> None:
+        """Logs trouble that comes with every connection, but seldom."""
+        if time.monotonic() > self._complained + COMPLAIN_SECONDS:
+            self._complained = time.monotonic()
+            log.warning(text)
+
+    def _advance(self, connection: Connection, reply: Reply | None = None) -> None:
+        """Lets a connection go on to what it waits for next."""
+        try:
+            wanted = connection.steps.send(reply)
+        except StopIteration:
+            return self._forget(connection)
+        except Exception:
+            log.exception("%s: the connection failed", connection.peer)
+            return self._forget(connection)
+        if isinstance(wanted, Request):
+            self._waiting.append((connection, wanted))
+            wanted = (0, float("inf"))
+        event, connection.deadline = wanted
+        self._await(connection, event)
+        return None
+
+    def _await(self, connection: Connection, events: int) -> None:
+        """Makes the selector watch a connection for `events`, 0 for nothing."""
+        if connection.events and not events:
+            self._selector.unregister(connection.fileno)
+        elif events and not connection.events:
+            self._selector.register(connection.fileno, events, connection)
+        elif events != connection.events:
+            self._selector.modify(connection.fileno, events, connection)
+        connection.events = events
+
+    def _forget(self, connection: Connection) -> None:
+        self._await(connection, 0)
+        self._connections.discard(connection)
+
+    def _drop(self, connection: Connection) -> None:
+        """Ends a connection in the middle."""
+        self._await(connection, 0)
+        connection.steps.close()
+        self._connections.discard(connection)
+
+    def _use_threads(self) -> None:
+        """Goes on with what threads have answered and gives them what waits."""
+        while self._answered:
+            self._thinking -= 1
+            self._advance(*self._answered.popleft())
+        while self._waiting and self._thinking < MAX_THREADS:
+            self._thinking += 1
+            self.process_request(self._waiting.popleft(), ())
+
+    def _look_at_clock(self) -> None:
+        """Ends what has waited too long; listens again if there is room."""
+        now = time.monotonic()
+        for connection in tuple(self._connections):
+            if connection.deadline < now or (self.draining and connection.idle):
+                self._drop(connection)
+        room = len(self._connections) < self.site.config.max_connections
+        if self._listen_at <= now and room and not self.draining:
+            self._listen(after=0)
+        elif self.draining and self._listen_at == float("inf"):
+            self._listen(after=float("inf"))
+
+
+# -- 12. Command line --------------------------------------------------------------------------------
+
+EPILOG = """\
+Each option can stand in the environment instead, as OTA_DIR, OTA_PORT, OTA_MAX_CONNECTIONS...
+The folder holds <project>-<version>.bin, or <project>/<any name with a version>.bin.
+
+Try it as a device would ask:
+  curl -i -H 'x-ESP8266-version: 1.0.0' http://localhost:8000/firmware
+
+A certificate that small devices take; an ESP8266 wants an address as DNS:<ip>, others as IP:<ip>:
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 \\
+    -subj /CN=ota -addext subjectAltName=DNS:192.168.1.5,IP:192.168.1.5 -keyout ota.pem -out ota.pem
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"ota-server: {message}\n")
+
+
+def read_config(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
+    """The settings. SystemExit(2): one is wrong, and stderr has said so."""
+    parser = _Parser(
+        prog="ota-server",
+        description="Gives every ESP8266 and ESP32 the newest firmware that is right for it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+    def option(name: str, default: object, text: str, **more: Any) -> None:
+        default = environ.get(f"OTA_{name.upper().replace('-', '_')}") or default
+        more.setdefault("metavar", name.upper().replace("MAX-CONNECTIONS", "N"))
+        parser.add_argument(f"--{name}", default=default, help=text, **more)
+
+    def level(text: str) -> str:
+        if text.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of debug, info, warning, error")
+        return text.upper()
+
+    def number(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,7}", text):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number")
+        return int(text)
+
+    connections = _default_connections()
+    option("dir", os.path.join("~", "firmware"), "folder with the firmware (default: ~/firmware)")
+    option("host", "", "address to listen on (default: all, IPv4 and IPv6)")
+    option("port", "8000", "port to listen on (default: 8000)", type=number)
+    option(
+        "log", "INFO", "debug, info, warning or error (default: info)", type=level, metavar="LEVEL"
+    )
+    option("cert", "", "certificate chain, PEM: serve HTTPS (default: plain HTTP)", metavar="PEM")
+    option("key", "", "its key, PEM (default: in the same file)", metavar="PEM")
+    text = f"open at once; more wait (default: {connections}, half the open-files limit)"
+    option("max-connections", str(connections), text, type=number)
+    parser.add_argument("--version", action="version", version=f"ota-server {__version__}")
+    options = vars(parser.parse_args(argv))
+    options["dir"] = os.path.expanduser(options["dir"])  # stays ~ where there is no home
+    if not 0 <= options["port"] < 65536:
+        parser.error(f"argument --port: {options['port']} is no port: use 1 to 65535")
+    return Config(**options, notify_socket=environ.get("NOTIFY_SOCKET", ""))
+
+
+def _default_connections() -> int:
+    """Half of the descriptors this process may open, as a download takes two; raises the soft limit."""
+    if sys.platform == "win32":
+        return 200  # its select() takes 512 sockets
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = 40_000 if hard == resource.RLIM_INFINITY else min(hard, 40_000)
+    if soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return max(8, (files - 32) // 2)
+
+
+def tls_context(cert: str, key: str) -> ssl.SSLContext:
+    """TLS 1.2 and newer. OSError or ssl.SSLError: the files do not do."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(cert, key or None, password=lambda: "")  # never asks at the terminal
+    return context
+
+
+def notify(address: str, state: str) -> None:
+    """Tells systemd: sd_notify(3)."""
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier, suppress(OSError):
+            notifier.sendto(state.encode(), address.replace("@", "\0", 1))
+
+
+def _url(config: Config, port: int) -> str:
+    """What to type on another machine; asks the routing table, sends nothing."""
+    host = config.host
+    if host in {"", "::", "0.0.0.0"}:  # noqa: S104
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            host = "127.0.0.1"
+            with suppress(OSError):
+                probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737
+                host = probe.getsockname()[0]
+    return f"http{'s' * bool(config.cert)}://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def _fail(text: str) -> NoReturn:
+    """Ends the program as argparse does: one line, status 2."""
+    sys.stderr.write(f"ota-server: {text}\n")
+    raise SystemExit(2)
+
+
+def _start(config: Config) -> tuple[Server, DirectoryCatalog]:
+    """A server that listens. SystemExit(2): it cannot, and stderr has said why."""
+    try:
+        tls = tls_context(config.cert, config.key) if config.cert else None
+    except (OSError, ValueError) as err:
+        _fail(f"--cert {config.cert} --key {config.key or config.cert}: {err}")
+    try:
+        catalog = DirectoryCatalog(config.dir)
+    except OSError as err:
+        _fail(f"--dir {config.dir} {_reason(err)}")
+    try:
+        return Server(build_site(config, catalog), tls=tls), catalog
+    except OSError as err:
+        _fail(f"--host {config.host or '(all)'} --port {config.port}: {err.strerror}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until SIGTERM or Ctrl-C, and gives back the exit status."""
+    server: Server | None = None
+
+    def stop(*_: object) -> None:
+        if server is None or server.draining:  # not yet started, or told twice
+            raise SystemExit(0)
+        server.drain()
+
+    def reload(*_: object) -> None:
+        try:
+            if server is not None and config.cert:
+                server.tls = tls_context(config.cert, config.key)
+                log.info("the certificate %s was read again", config.cert)
+        except (OSError, ValueError) as err:
+            log.error("the certificate %s stays as it was: %s", config.cert, err)  # noqa: TRY400
+
+    for name, handler in (("SIGINT", stop), ("SIGTERM", stop), ("SIGHUP", reload)):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), handler)
+    config = read_config(sys.argv[1:] if argv is None else argv, os.environ)
+    logging.basicConfig(level=config.log, format="%(asctime)s %(levelname)s %(message)s")
+    server, catalog = _start(config)
+    newest = [f"{name} {version}" for name, version in catalog.newest().items()]
+    found = ", ".join(newest[:8]) + (f" and {len(newest) - 8} more" if len(newest) > 8 else "")
+    url = _url(config, server.server_port)
+    sys.stdout.write(f"{url} serves {config.dir}: {found or 'no firmware yet'}\n")
+    sys.stdout.flush()
+    catalog.start()
+    notify(config.notify_socket, "READY=1")
+    try:
+        server.serve_forever()
+    finally:
+        notify(config.notify_socket, "STOPPING=1")
+        for close in (catalog.close, *server.site.closers, server.server_close):
+            close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.modules.setdefault(
+        "ota_server", sys.modules["__main__"]
+    )  # the fleet imports this very module
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What ota_server.py promises."""

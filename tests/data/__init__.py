@@ -1,0 +1,1 @@
+"""Firmware images for the tests, and the program that makes them."""
