@@ -10,14 +10,16 @@ How a request flows, which is also the order of the sections; each uses only wha
     bytes -> Loop -> parse_head -> Request -> guards -> route -> read_report -> Report
                                                                      |
              catalog.releases(project) -> [Release...] --------------+
-                                          rules ---------------------+-> choose -> Release | Objection
-    bytes <- Loop <- Reply <- endpoint translates <-------------------+   `-> Event -> listeners
+                                          rules ---------------------+-> choose
+                                                                           |
+    bytes <- Loop <- Reply <- endpoint translates <- Release | Objection <-+-> Event -> listeners
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import errno
 import functools
 import hashlib
 import html
@@ -58,6 +60,7 @@ MAX_BODY = 8 * 1024  # bytes of a body nobody asked for that are read to keep th
 MAX_VERSION = 128  # characters; nobody wrote a longer one
 MAX_UNPACKED = 16 << 20  # bytes: the largest flash of an ESP8266; stops a gzip bomb
 MAX_TAIL = 8 * 1024  # bytes behind an image that can be padding and signature
+MAX_FILES = 40_000  # open at once; even where the system sets no limit
 MAX_THREADS = 32  # endpoints that block, at once; more wait their turn
 BACKLOG = 4096  # connections the kernel keeps for us; 5, the standard, lost 162 of 300 devices
 ACCEPT_BURST = 64  # connections accepted before the open ones get their turn again
@@ -77,7 +80,7 @@ log = logging.getLogger("ota")
 
 
 class Refused(Exception):
-    """A request that is not served: an HTTP status and a sentence that helps whoever holds the device.
+    """A request that is not served: an HTTP status and a sentence for whoever holds the device.
 
     Raised anywhere below answer(), caught only there and where the loop reads a head.
     """
@@ -135,29 +138,18 @@ class Version:
         return self.text
 
 
-# -- 3. Images: what is inside a .bin, and is it whole ----------------------------------------------
-# Layouts: esp_app_format.h and esp_image_format.c (ESP-IDF), elf2bin.py and eboot.c (ESP8266 core).
+# -- 3. Images: what is inside a .bin, and is it whole ---------------------------------------------
+# Layouts: esp_app_format.h, esp_image_format.c (ESP-IDF); elf2bin.py, eboot.c (ESP8266 core).
 
-ESP32_CHIPS = dict(  # chip_id of the header
-    zip(
-        (0, 2, 5, 9, 12, 13, 16, 18, 20, 23, 25, 28, 31, 32),
-        "esp32 esp32s2 esp32c3 esp32s3 esp32c2 esp32c6 esp32h2 esp32p4 esp32c61 esp32c5 esp32h21 "
-        "esp32h4 esp32e22 esp32s31".split(),
-        strict=True,
-    )
-)
-ESP8266_FLASH = {
-    0: 1 << 19,
-    1: 1 << 18,
-    2: 1 << 20,
-    3: 2 << 20,
-    4: 4 << 20,
-    8: 8 << 20,
-    9: 16 << 20,
-}
+ESP32_CHIPS = {  # chip_id of the header
+    0: "esp32", 2: "esp32s2", 5: "esp32c3", 9: "esp32s3", 12: "esp32c2", 13: "esp32c6",
+    16: "esp32h2", 18: "esp32p4", 20: "esp32c61", 23: "esp32c5", 25: "esp32h21", 28: "esp32h4",
+    31: "esp32e22", 32: "esp32s31",
+}  # fmt: skip
+ESP8266_FLASH_MIB = {0: 0.5, 1: 0.25, 2: 1, 3: 2, 4: 4, 8: 8, 9: 16}  # by high nibble of byte 3
 SKETCH_AT = 0x1000  # where the ESP8266 core puts the sketch, behind its boot loader
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-_DAMAGED = "is damaged or half copied: its {} is wrong"
+_WRONG = "is damaged or half copied: its {} is wrong"
 _CUT = "is cut off: the file ends before the image does"
 _TRAILING = "has bytes behind its end that are no signature; is it a merged factory image?"
 
@@ -166,12 +158,12 @@ _TRAILING = "has bytes behind its end that are no signature; is it a merged fact
 class Facts:
     """What a whole image says of itself; digests are lower-case hex."""
 
-    chip: str  # esp8266, esp32, esp32c3...
-    packed: bool  # by gzip: only an ESP8266 unpacks
-    flash_size: int | None  # bytes of flash it is built for; None: the device does not compare
-    md5: str  # of the file
-    sha256: str
-    running: frozenset[str]  # what a device that runs it may report as sketch-md5 or sketch-sha256
+    chip: str = ""  # esp8266, esp32, esp32c3...
+    running: frozenset[str] = frozenset()  # sketch-md5s, sketch-sha256 of a device that runs it
+    flash_size: int = 0  # bytes of flash it is built for; 0: the device does not compare
+    packed: bool = False  # by gzip: only an ESP8266 unpacks
+    md5: str = ""  # of the file
+    sha256: str = ""
 
 
 class _Walk:
@@ -191,7 +183,7 @@ class _Walk:
         return self.ahead[:size]
 
     def read(self, size: int, *, masked: bool = False) -> bytes:
-        """The next `size` bytes; `masked` ones count as zeros in the CRC. ValueError: cut off."""
+        """The next `size` bytes; `masked` ones are zeros to the CRC. ValueError: cut off."""
         piece = self.peek(size)
         if len(piece) < size:
             raise ValueError(_CUT)
@@ -206,12 +198,6 @@ class _Walk:
         """CRC-32/MPEG-2 of all that was read: zlib's CRC is the same one, mirrored."""
         return int(f"{self._crc ^ 0xFFFFFFFF:032b}"[::-1], 2)
 
-    def segments(self, count: int, checksum: int = 0xEF) -> int:
-        """Reads `count` segments and xors their bytes to `checksum`."""
-        for _ in range(count):
-            checksum ^= self.xor(int.from_bytes(self.read(8)[4:], "little"))
-        return checksum
-
     def xor(self, size: int) -> int:
         """All of the next `size` bytes xored."""
         total = 0
@@ -220,9 +206,11 @@ class _Walk:
             size -= CHUNK
         return total
 
-    def checksum(self) -> int:
-        """The stored checksum: the last byte of the padding to a multiple of 16."""
-        return self.read(16 - self.position % 16)[-1]
+    def is_sound(self, segments: int, checksum: int = 0xEF) -> bool:
+        """Reads the segments and, at the end of a padding to 16, the checksum over their bytes."""
+        for _ in range(segments):
+            checksum ^= self.xor(int.from_bytes(self.read(8)[4:], "little"))
+        return self.read(16 - self.position % 16)[-1] == checksum
 
 
 def xor_bytes(data: bytes) -> int:
@@ -235,61 +223,59 @@ def xor_bytes(data: bytes) -> int:
 
 
 def _esp32(walk: _Walk) -> Facts:
-    """Checks an image of the ESP32 family; the file's digests are still missing."""
+    """Checks an image of the ESP32 family."""
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     walk.digests = [md5, sha256]
     header = walk.read(24)
-    if walk.segments(header[1]) != walk.checksum():
-        raise ValueError(_DAMAGED.format("checksum"))
+    if not walk.is_sound(header[1]):
+        raise ValueError(_WRONG.format("checksum"))
     appended = sha256.hexdigest()
     if header[23] == 1 and walk.read(32).hex() != appended:
-        raise ValueError(_DAMAGED.format("appended SHA-256"))
+        raise ValueError(_WRONG.format("appended SHA-256"))
     running = frozenset((md5.hexdigest(), appended))
     tail = walk.peek(MAX_TAIL + 1)
     sector = tail[-walk.position % 4096 :]  # Secure Boot v2 signs in a 4 KiB sector, magic 0xE7
     if len(tail) not in {0, 68, 512} and not (len(sector) == 4096 and sector[0] == 0xE7):
         raise ValueError(_TRAILING)
     number = int.from_bytes(header[12:14], "little")
-    return Facts(ESP32_CHIPS.get(number, f"esp32-id-{number}"), False, None, "", "", running)
+    return Facts(ESP32_CHIPS.get(number, f"esp32-id-{number}"), running)
 
 
 def _esp8266(walk: _Walk) -> Facts:
-    """Checks an image for the ESP8266; the file's digests are still missing."""
+    """Checks an image for the ESP8266."""
     start = walk.read(3)
     # The Updater writes the device's own flash mode over byte 2: one image, four digests.
     md5s = [hashlib.md5(start[:2] + bytes((mode,)), usedforsecurity=False) for mode in range(4)]
     walk.digests = list(md5s)
-    flash_size = ESP8266_FLASH.get(walk.read(5)[0] >> 4)
-    if walk.segments(start[1]) != walk.checksum():
-        raise ValueError(_DAMAGED.format("checksum"))
+    mebibytes = ESP8266_FLASH_MIB.get(walk.read(5)[0] >> 4, 0)
+    if not walk.is_sound(start[1]):
+        raise ValueError(_WRONG.format("checksum"))
     if walk.position <= SKETCH_AT:
         walk.read(SKETCH_AT - walk.position)
         _sketch(walk)
     running = frozenset(md5.hexdigest() for md5 in md5s)
     tail = walk.peek(MAX_TAIL + 1)
-    if tail and int.from_bytes(tail[-4:], "little") != len(tail) - 4:  # signing.py: signature, size
+    if tail and int.from_bytes(tail[-4:], "little") != len(tail) - 4:  # signing.py: bytes, size
         raise ValueError(_TRAILING)
-    return Facts("esp8266", False, flash_size, "", "", running)
+    return Facts("esp8266", running, int(mebibytes * (1 << 20)))
 
 
 def _sketch(walk: _Walk) -> None:
     """Checks the sketch behind the boot loader: elf2bin.py write_bin() and add_crc()."""
-    header, segment = walk.read(8), walk.read(8)
+    header, size = walk.read(8), int.from_bytes(walk.read(8)[4:], "little")
     if header[0] != 0xE9:
         raise ValueError("is no ESP8266 image: there is no sketch at 0x1000")
     words = walk.read(8, masked=True)
-    checksum = 0xEF ^ walk.xor(int.from_bytes(segment[4:], "little") - 8)
-    checksum = walk.segments(header[1] - 1, checksum)
-    stored = walk.checksum()
-    if int.from_bytes(words[:4], "little") == walk.position:
+    sound = walk.is_sound(header[1] - 1, 0xEF ^ xor_bytes(words) ^ walk.xor(size - 8))
+    if int.from_bytes(words[:4], "little") == walk.position:  # the CRC came after the checksum
         if int.from_bytes(words[4:], "little") != walk.crc():
-            raise ValueError(_DAMAGED.format("CRC"))
-    elif checksum ^ xor_bytes(words) != stored:  # cores before 2.6.1: no CRC, the words are code
-        raise ValueError(_DAMAGED.format("checksum"))
+            raise ValueError(_WRONG.format("CRC"))
+    elif not sound:  # old cores wrote no CRC: the words are code like the rest
+        raise ValueError(_WRONG.format("checksum"))
 
 
 def _unpacked(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """What a gzip file holds. Nothing may follow it: eboot takes the last four bytes as its size."""
+    """What a gzip file holds. Nothing may follow: eboot takes the last four bytes as its size."""
     unpack = zlib.decompressobj(wbits=31)
     size = 0
     for chunk in chunks:
@@ -299,7 +285,7 @@ def _unpacked(chunks: Iterable[bytes]) -> Iterator[bytes]:
                 yield piece
                 chunk = unpack.unconsumed_tail  # noqa: PLW2901
         except zlib.error as err:
-            raise ValueError(_DAMAGED.format("gzip data")) from err
+            raise ValueError(_WRONG.format("gzip data")) from err
         if size > MAX_UNPACKED:
             raise ValueError(f"unpacks to more than {MAX_UNPACKED >> 20} MiB")
         if unpack.unused_data:
@@ -330,22 +316,21 @@ def inspect(file: FileIO) -> Facts:
     if walk.peek(1) != b"\xe9":
         raise ValueError("is no image for an ESP: it begins with neither 0xE9 nor 0x1F")
     # Bytes 8 to 11: on an ESP8266 a load address in its RAM, in the ESP32 family pin settings.
-    is_esp8266 = walk.peek(12)[11:] in {b"\x3f", b"\x40"}
-    facts = _esp8266(walk) if is_esp8266 else _esp32(walk)
-    if packed and not is_esp8266:
+    facts = _esp8266(walk) if walk.peek(12)[11:] in {b"\x3f", b"\x40"} else _esp32(walk)
+    if packed and facts.chip != "esp8266":
         raise ValueError("is packed, and only an ESP8266 unpacks")
-    flash_size = None if packed else facts.flash_size
-    digests = {"md5": md5.hexdigest(), "sha256": sha256.hexdigest()}
-    return replace(facts, packed=packed, flash_size=flash_size, **digests)
+    size = 0 if packed else facts.flash_size  # a device does not look inside
+    md5_hex, sha256_hex = md5.hexdigest(), sha256.hexdigest()
+    return replace(facts, packed=packed, flash_size=size, md5=md5_hex, sha256=sha256_hex)
 
 
-# -- 4. Catalog: which releases there are ------------------------------------------------------------
+# -- 4. Catalog: which releases there are ----------------------------------------------------------
 
 Identity = tuple[int, int, int, int]  # device, inode, size in bytes, mtime in ns: the same bytes
-UNCHECKED = Facts("", False, None, "", "", frozenset())
 _NAME = r"(?:(?P<project>.+{})[-_ ])?(?P<version>[vV]?[0-9]+\.[0-9]+{})"
 _RELEASE_NAME = re.compile(_NAME.format("", r"(?:\.[0-9]+)?(?:\+.*)?"))
 _OTHER_NAME = re.compile(_NAME.format("?", ".*"))
+_OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link, no pipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +342,7 @@ class Release:
     kind: str  # "sketch" | "filesystem"
     path: str
     identity: Identity
-    facts: Facts = UNCHECKED
+    facts: Facts = Facts()
 
     @property
     def size(self) -> int:
@@ -394,7 +379,7 @@ class Catalog(Protocol):
     """Where releases come from. Each method may raise Refused(503): not to be known just now."""
 
     def projects(self) -> Sequence[str]:
-        """All project names, sorted."""
+        """All project names, sorted, even of those none of whose files can be offered."""
 
     def releases(self, project: str) -> Sequence[Release]:
         """The project's whole releases, newest first, never none. Refused(404): there are none."""
@@ -411,8 +396,8 @@ def identity_of(status: os.stat_result) -> Identity:
 def read_name(stem: str) -> tuple[str, Version]:
     """Project and version in a file name without ".bin"; the project is "" if it names none.
 
-    A plain version at the very end wins: `my-app-2.0-1.2.3` is 1.2.3 of `my-app-2.0`; else the first
-    version does: `app-1.0.0-rc.1` is a pre-release of `app`. ValueError completes "name.bin ...".
+    A plain version at the very end wins: `my-app-2.0-1.2.3` is 1.2.3 of `my-app-2.0`; else the
+    first one: `app-1.0.0-rc.1` is a pre-release of `app`. ValueError completes "name.bin ...".
     """
     match = _RELEASE_NAME.fullmatch(stem) or _OTHER_NAME.fullmatch(stem)
     if match is None:
@@ -424,11 +409,11 @@ def read_name(stem: str) -> tuple[str, Version]:
 
 
 def _promised(entry: os.DirEntry[str], folder: str, inside: str) -> Release:
-    """The release that a directory entry promises. ValueError: none; it completes "name ..."."""
+    """The release that a directory entry promises. ValueError: none; completes "name ..."."""
     if entry.name.startswith("."):
         raise ValueError("is a dot file")
     if entry.is_dir():
-        os.scandir(entry.path).close()  # _entries() could not; this raises the same error again
+        os.scandir(entry.path).close()  # raises again what kept _entries() out
     if not entry.name.endswith(".bin"):
         raise ValueError("does not end in .bin")
     project, version = read_name(entry.name.removesuffix(".bin"))
@@ -447,21 +432,17 @@ def _promised(entry: os.DirEntry[str], folder: str, inside: str) -> Release:
 
 def _entries(root: str) -> Iterator[tuple[os.DirEntry[str], str]]:
     """Every file in the folder, with "", and in each folder in it, with that folder's name."""
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or not entry.is_dir():
-                yield entry, ""
-                continue
-            try:
-                with os.scandir(os.path.realpath(entry.path)) as inner:
-                    yield from ((file, entry.name) for file in inner)
-            except OSError:
-                yield entry, ""
+    for entry in os.scandir(root):
+        try:
+            is_folder = entry.is_dir() and not entry.name.startswith(".")
+            inner = os.scandir(os.path.realpath(entry.path)) if is_folder else None
+        except OSError:  # as _promised() will say
+            inner = None
+        yield from ((entry, ""),) if inner is None else ((file, entry.name) for file in inner)
 
 
 def _open_file(path: str, flags: int) -> int:
-    """Opens without following a link and without waiting for the other end of a pipe."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    return os.open(path, flags | _OPEN_FLAGS)
 
 
 def _reason(err: ValueError | OSError) -> str:
@@ -483,7 +464,7 @@ class _Shelf:
 
 
 class DirectoryCatalog:
-    """The releases in a folder: `<project>-<version>.bin`, `<project>/<anything with a version>.bin`.
+    """The releases in a folder: `<project>-<version>.bin` or `<project>/<with a version>.bin`.
 
     One thread looks at the folder every second and checks the files that are new to it. Everybody
     else reads values that are replaced whole, so nothing is locked.
@@ -492,10 +473,8 @@ class DirectoryCatalog:
     def __init__(self, directory: str) -> None:
         """Lists the folder, so that a wrong one is an OSError at start; checks no file yet."""
         self._directory = directory
-        self._seen: dict[str, Release] = {}  # by path as listed
         self._told: dict[str, str] = {}  # by path: what the log has said of it
         self._facts: dict[Identity, Facts | str] = {}  # str: why it is not offered
-        self._unreadable: set[Identity] = set()
         self._shelves: dict[str, _Shelf] = {}
         self._outage = ""
         self._closing = threading.Event()
@@ -507,7 +486,7 @@ class DirectoryCatalog:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the watching thread."""
+        """Ends the watching."""
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -517,30 +496,27 @@ class DirectoryCatalog:
         return {name: self._shelves[name].listed[0].version for name in sorted(self._shelves)}
 
     def projects(self) -> Sequence[str]:
-        """All project names, sorted, even of those none of whose files can be offered."""
+        """See Catalog."""
         if self._outage:
             raise Refused(503, self._outage)
         return sorted(self._shelves)
 
     def releases(self, project: str) -> Sequence[Release]:
-        """The project's whole releases, newest first, never none; see Catalog."""
+        """See Catalog."""
+        shelf = self._shelves.get(project)
         if self._outage:
             raise Refused(503, self._outage)
-        shelf = self._shelves.get(project)
         if shelf is None:
-            raise Refused(
-                404, f"no project {shown(project)}: its files are named like name-1.2.3.bin"
-            )
+            raise Refused(404, f"no project {shown(project)}: its files are called name-1.2.3.bin")
         if not shelf.whole and shelf.waiting:
             raise Refused(503, f"{shown(project)} is still being checked: ask again in a moment")
         if not shelf.whole:
-            raise Refused(
-                404, f"no file of {shown(project)} can be offered: {'; '.join(shelf.broken)}"
-            )
+            reasons = "; ".join(shelf.broken)
+            raise Refused(404, f"no file of {shown(project)} can be offered: {reasons}")
         return shelf.whole
 
     def open(self, release: Release) -> Image:
-        """The release's bytes, as long as they are the ones that were checked; see Catalog."""
+        """See Catalog."""
         try:
             file = FileIO(release.path, opener=_open_file)
         except OSError as err:
@@ -559,15 +535,12 @@ class DirectoryCatalog:
             self._list()
         except OSError as err:
             if not self._outage:
-                log.error("the firmware folder %s %s", self._directory, _reason(err))
+                log.error("the firmware folder %s %s", self._directory, _reason(err))  # noqa: TRY400
             self._outage = "the firmware folder cannot be read just now: ask again later"
             return True
         if self._outage:
             log.warning("the firmware folder %s is back", self._directory)
             self._outage = ""
-        for identity in self._unreadable:  # a chmod does not change the identity: try again
-            self._facts.pop(identity, None)
-        self._unreadable.clear()
         return self._check_new(deadline)
 
     def _watch(self) -> None:
@@ -582,20 +555,19 @@ class DirectoryCatalog:
     def _list(self) -> None:
         """Shelves what the folder's file names promise. OSError: the folder cannot be read."""
         root = os.path.realpath(self._directory)
-        seen: dict[str, Release] = {}
-        told: dict[str, str] = {}
+        paths: set[str] = set()
         queues: dict[str, list[Release]] = {}
         for entry, folder in _entries(root):
+            paths.add(entry.path)
             try:
                 release = _promised(entry, folder, os.path.join(root, ""))
             except (ValueError, OSError) as err:
                 self._tell(logging.INFO, entry.path, _reason(err))
-                told[entry.path] = _reason(err)
                 continue
+            paths.add(release.path)
             queues.setdefault(release.project, []).append(release)
-            seen[release.path] = release
-        self._told = told | {path: text for path, text in self._told.items() if path in seen}
-        identities = {release.identity for release in seen.values()}
+        self._told = {path: text for path, text in self._told.items() if path in paths}
+        identities = {release.identity for queue in queues.values() for release in queue}
         self._facts = {key: facts for key, facts in self._facts.items() if key in identities}
         for project, queue in queues.items():
             queue.sort(key=lambda release: (release.version, release.identity[3]), reverse=True)
@@ -607,21 +579,22 @@ class DirectoryCatalog:
     def _check_new(self, deadline: float) -> bool:
         """Checks what is listed and unknown; gives back whether the time was enough.
 
-        The newest of every project first, then the second newest: who asks early gets the right one.
+        The newest of every project first, then the second: who asks early gets the right one.
         """
-        shelves = self._shelves
-        queues = ([r for r in s.listed if r.identity not in self._facts] for s in shelves.values())
+        shelves, facts = self._shelves, self._facts
+        queues = (
+            [r for r in shelf.listed if r.identity not in facts] for shelf in shelves.values()
+        )
         touched: set[str] = set()
+        late = False
         for release in filter(None, chain.from_iterable(zip_longest(*queues))):
             late = self._closing.is_set() or time.monotonic() > deadline
             if late:
                 break
             self._check(release)
+            touched.add(release.project)
             if release is shelves[release.project].listed[0]:
                 self._shelve(release.project, shelves[release.project].listed)
-            touched.add(release.project)
-        else:
-            late = False
         for project in touched:
             self._shelve(project, shelves[project].listed)
         return not late
@@ -639,9 +612,9 @@ class DirectoryCatalog:
                     facts = str(err)
                 if identity_of(os.fstat(file.fileno())) != release.identity:
                     return
-        except OSError as err:
-            facts = _reason(err)
-            self._unreadable.add(release.identity)
+        except OSError as err:  # not remembered: a chmod does not change the identity
+            self._tell(logging.WARNING, release.path, _reason(err))
+            return
         if isinstance(facts, str):
             self._tell(logging.WARNING, release.path, facts)
         self._facts[release.identity] = facts
@@ -656,26 +629,25 @@ class DirectoryCatalog:
         """Sorts a project's files into whole, broken and waiting."""
         whole: list[Release] = []
         broken: list[str] = []
-        waiting = False
         for release in queue:
             facts = self._facts.get(release.identity)
-            if isinstance(facts, Facts):
-                rival = whole[-1] if whole else None
-                if rival and (rival.version, rival.facts.chip) == (release.version, facts.chip):
+            if isinstance(facts, str):
+                broken.append(f"{release.name} {facts}")
+            elif facts is not None:
+                rival = whole[-1] if whole else release
+                if (rival.version, rival.facts.chip) == (release.version, facts.chip):
                     reason = f"has the version of {rival.name}, which is newer"
                     self._tell(logging.WARNING, release.path, reason)
                 else:
                     whole.append(replace(release, facts=facts))
-            elif facts is None:
-                waiting = True
-            else:
-                broken.append(f"{release.name} {facts}")
+        waiting = any(release.identity not in self._facts for release in queue)
         self._shelves[project] = _Shelf(queue, tuple(whole), tuple(broken), waiting)
 
 
-# -- 5. Reports: what a device says of itself -------------------------------------------------------
+# -- 5. Reports: what a device says of itself ------------------------------------------------------
 
 ESP32_FAMILY = "some ESP32"  # no header tells which chip of the family it is
+_SKETCH_MODES = frozenset(("", "sketch", "version"))
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}")
 
 
@@ -720,7 +692,7 @@ def read_report(project: str, headers: Mapping[str, str], address: str) -> Repor
         version=version,
         device=mac.upper() if _MAC.fullmatch(mac) else None,
         chip=chip,
-        kind="sketch" if headers.get(prefix + "mode", "sketch") == "sketch" else "filesystem",
+        kind="sketch" if headers.get(prefix + "mode", "") in _SKETCH_MODES else "filesystem",
         free_space=_bytes(headers, prefix + "free-space"),
         chip_size=_bytes(headers, prefix + "chip-size"),
         sketch_md5=md5.lower() or None,
@@ -736,7 +708,7 @@ def _bytes(headers: Mapping[str, str], name: str) -> int | None:
     return None if text is None else int(text)
 
 
-# -- 6. Rules: who gets what ------------------------------------------------------------------------
+# -- 6. Rules: who gets what -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -810,21 +782,22 @@ def choose(
 ) -> Release | Objection:
     """The first of `releases`, newest first and at least one, that no rule objects to.
 
-    Else the objection that says most: a final denial; then what was first found; last that a release
-    is for other devices, as long as there are some for this one.
+    Else the objection that says most: a final denial; then what was found first; last that a
+    release is for other devices. What is denied is not looked at for anything else.
     """
     objections: list[Objection] = []
     for release in releases:
         found = [objection for rule in rules if (objection := rule(report, release))]
         if not found:
             return release
-        objections += found
-        if any(objection.final for objection in found):
+        said = [objection for objection in found if objection.deny] or found
+        objections += said
+        if any(objection.final for objection in said):
             break
     return min(objections, key=lambda each: (not (each.deny and each.final), each.deny))
 
 
-# -- 7. Requests: bytes become a Request --------------------------------------------------------------
+# -- 7. Requests: bytes become a Request -----------------------------------------------------------
 # RFC 9112, strictly: what two programs could read in two ways is refused.
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"  # noqa: S105 - RFC 9110 5.6.2
@@ -841,9 +814,9 @@ _TARGET = re.compile(
 _VALID_HOST = re.compile(_HOST)
 _NO_HEAD = re.compile(rb"(?<!\r)\n|\A[^!-~]")  # a bare LF, TLS or other bytes: will never be one
 _SINGLE = frozenset(  # fields that must not repeat; others are joined by commas, RFC 9110 5.3
-    "authorization content-length content-type expect host if-modified-since if-range "
-    "if-unmodified-since range transfer-encoding user-agent".split()
-)
+    ("authorization", "content-length", "content-type", "expect", "host", "if-modified-since",
+     "if-range", "if-unmodified-since", "range", "transfer-encoding", "user-agent")
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -874,7 +847,7 @@ def parse_head(head: bytes, peer: str, *, secure: bool = False) -> Request:
     if http not in {"1.1", "1.0"}:
         raise Refused(505, f"HTTP/{http} is not spoken here: use HTTP/1.1")
     headers: dict[str, str] = {}
-    for name, value in _FIELD.findall(fields.replace("\t\r", "\r")):
+    for name, value in _FIELD.findall(fields):
         key = name.lower()
         if key in headers and (key in _SINGLE or key.startswith("x-esp")):
             raise Refused(400, f"the field {shown(name)} stands twice in the head")
@@ -915,7 +888,7 @@ def _body_size(headers: Mapping[str, str], http: str) -> int:
     return int(length)
 
 
-# -- 8. Replies: data, which only the loop sends -------------------------------------------------------
+# -- 8. Replies: data, which only the loop sends ---------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -926,7 +899,6 @@ class Reply:
     headers: tuple[tuple[str, str], ...]  # as sent; Date, Server and Connection are added
     body: bytes | Image = b""
     part: range = range(0)  # the bytes of the Image that are sent
-    sent: Callable[[int], None] | None = None  # told once how many of them the kernel took
 
 
 def body_reply(status: int, kind: str, body: bytes, *headers: tuple[str, str]) -> Reply:
@@ -941,11 +913,14 @@ def text_reply(status: int, text: str, *headers: tuple[str, str]) -> Reply:
     return body_reply(status, "text/plain; charset=utf-8", body, *headers)
 
 
+UNCACHED = ("Cache-Control", "no-store")
+
+
 def refusal(refused: Refused) -> Reply:
     """What a refused client reads; a 503 says when to come again."""
-    headers = (("X-OTA-Reason", plain(refused.reason)), ("Cache-Control", "no-store"))
+    headers = [("X-OTA-Reason", plain(refused.reason)), UNCACHED]
     if refused.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers = (*headers, ("Retry-After", str(RETRY_SECONDS)))
+        headers.append(("Retry-After", str(RETRY_SECONDS)))
     return text_reply(refused.status, refused.reason, *headers, *refused.headers)
 
 
@@ -1025,21 +1000,23 @@ def parse_range(text: str, size: int) -> range | None:
     return range(start, stop)
 
 
-@functools.lru_cache(maxsize=1)
-def _date(now: int) -> str:
-    return formatdate(now, usegmt=True)
+_date = functools.lru_cache(maxsize=1)(functools.partial(formatdate, usegmt=True))
 
 
-def render(reply: Reply, *, keep_alive: bool, now: int) -> bytes:
-    """A reply's head; `now` is UTC seconds."""
-    fields = "".join(f"{name}: {value}\r\n" for name, value in reply.headers)
-    return (
-        f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n{fields}Date: {_date(now)}\r\n"
-        f"Server: ota-server\r\nConnection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
-    ).encode("ascii")
+def render(reply: Reply, now: float, *, keep_alive: bool = False) -> bytes:
+    """A reply's head and, if it is in memory, its body; `now` is UTC seconds."""
+    lines = [
+        f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}",
+        *map(": ".join, reply.headers),
+        f"Date: {_date(int(now))}",
+        "Server: ota-server",
+        f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n",
+    ]
+    head = "\r\n".join(lines).encode("ascii")
+    return head + reply.body if isinstance(reply.body, bytes) else head
 
 
-# -- 9. Site: what is wired together -----------------------------------------------------------------
+# -- 9. Site: what is wired together ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -1087,16 +1064,13 @@ class Site:
     catalog: Catalog
     rules: tuple[Rule, ...]
     guards: tuple[Guard, ...]
-    routes: tuple[Route, ...]
+    routes: tuple[Route, ...]  # the first that matches; the last matches everything
     listeners: tuple[Listener, ...]
     closers: tuple[Callable[[], None], ...]
 
     def route(self, path: str) -> Route:
-        """The first route that matches. Refused: 404."""
-        for route in self.routes:
-            if route.pattern.fullmatch(path):
-                return route
-        raise Refused(404, "nothing is here: ask for /<project>")
+        """The route of a path."""
+        return next(route for route in self.routes if route.pattern.fullmatch(path))
 
 
 def decide(site: Site, report: Report) -> Release | Objection:
@@ -1110,10 +1084,9 @@ def decide(site: Site, report: Report) -> Release | Objection:
 
 def exact_chip(report: Report, releases: Iterable[Release]) -> Report:
     """The report, with the very chip of an ESP32 that runs one of `releases`."""
-    if report.sketch_sha256 is not None:
-        for release in releases:
-            if report.sketch_sha256 in release.facts.running:
-                return replace(report, chip=release.facts.chip)
+    for release in releases if report.sketch_sha256 else ():
+        if report.sketch_sha256 in release.facts.running:
+            return replace(report, chip=release.facts.chip)
     return report
 
 
@@ -1131,14 +1104,7 @@ def answer(site: Site, request: Request) -> Reply:
     try:
         for guard in site.guards:
             guard(request)
-        route = site.route(request.path)
-        allowed = ("Allow", ", ".join((*route.methods, "OPTIONS")))
-        if request.method == "OPTIONS":
-            reply = Reply(204, (allowed,))
-        elif request.method in route.methods:
-            reply = route.endpoint(site, request)
-        else:
-            raise Refused(405, f"{shown(request.method)} is not possible here", allowed)
+        reply = _endpoint(site, request)(site, request)
     except Refused as refused:
         log.info("%s refused, %s: %s", request.peer, refused.status, refused.reason)
         reply = refusal(refused)
@@ -1152,17 +1118,29 @@ def answer(site: Site, request: Request) -> Reply:
     return replace(reply, body=b"")
 
 
+def _endpoint(site: Site, request: Request) -> Endpoint:
+    """Who answers. Refused: 405."""
+    route = site.route(request.path)
+    if request.method in route.methods:
+        return route.endpoint
+    allowed = ("Allow", ", ".join((*route.methods, "OPTIONS")))
+    if request.method == "OPTIONS":
+        return lambda *_: Reply(204, (allowed,))
+    raise Refused(405, f"{shown(request.method)} is not possible here", allowed)
+
+
 def update(site: Site, request: Request) -> Reply:
     """/<anything>/<project>: the newest image for the device that asks (S1's contract)."""
     project = request.path.rstrip("/").rpartition("/")[2]
     report = read_report(project, request.headers, request.peer)
     site.catalog.releases(project)  # a wrong URL is said before a missing version
     if report.version is None:
-        reason = (
-            "no x-ESP8266-version or x-ESP32-version header: pass the running version to update()"
-        )
-        raise Refused(400, reason)
-    return outcome_reply(site, request, decide(site, report), "no-cache, no-transform")
+        raise Refused(400, "no x-ESP8266-version or x-ESP32-version: tell update() which one runs")
+    outcome = decide(site, report)
+    if request.headers.get("x-esp8266-mode") == "version":  # getAvailableVersion() knows only 200
+        best = outcome if isinstance(outcome, Release) else report
+        return Reply(200, (("x-version", str(best.version)), ("Content-Length", "0"), UNCACHED))
+    return _outcome_reply(site, request, outcome, "no-cache, no-transform")
 
 
 def download(site: Site, request: Request) -> Reply:
@@ -1170,54 +1148,42 @@ def download(site: Site, request: Request) -> Reply:
     project, name = request.path.split("/")[-2:]
     report = read_report(project, request.headers, request.peer)
     releases = site.catalog.releases(project)
-    release = next((each for each in releases if each.name == name), None)
-    if release is None:
+    named = [release for release in releases if release.name == name]
+    if not named:
         raise Refused(404, f"no file {shown(name)} of {shown(project)} can be offered")
-    outcome = choose(exact_chip(report, releases), (release,), SAFETY)
-    return outcome_reply(site, request, outcome, "no-transform")
+    outcome = choose(exact_chip(report, releases), named, SAFETY)
+    return _outcome_reply(site, request, outcome, "no-transform")
 
 
-def outcome_reply(site: Site, request: Request, outcome: Release | Objection, cache: str) -> Reply:
+def _outcome_reply(site: Site, request: Request, outcome: Release | Objection, cache: str) -> Reply:
     """A decision as status and bytes; the file is open before anything is promised."""
     if isinstance(outcome, Objection):
         if outcome.deny:
-            raise Refused(403, str(outcome))
+            return refusal(Refused(403, str(outcome)))
         return Reply(304, (("X-OTA-Reason", plain(str(outcome))), ("Cache-Control", cache)))
     image = site.catalog.open(outcome)
-    reply = Reply(500, ())
+    reply = None
     try:
         reply = image_reply(request, outcome, image, cache)
     finally:
-        if reply.body is not image:
+        if reply is None or reply.body is not image:
             image.file.close()
-
-    def sent(count: int) -> None:
-        level = logging.INFO if count == len(reply.part) else logging.WARNING
-        log.log(
-            level, "%s was sent %d of %d bytes of %s", request.peer, count, len(reply.part), name
-        )
-
-    name = outcome.name
-    return replace(reply, sent=sent)
+    return reply
 
 
-# -- 10. Page: what a person sees --------------------------------------------------------------------
+# -- 10. Page: what a person sees ------------------------------------------------------------------
 
-STYLE = """:root{color-scheme:light dark}body{font:1rem/1.5 system-ui;max-width:70rem;margin:2rem auto;
-padding:0 1rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;
+STYLE = """:root{color-scheme:light dark}body{font:1rem/1.5 system-ui;max-width:70rem;margin:auto;
+padding:1rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;
 border-bottom:1px solid #8886}code,pre{font-size:.85em;overflow-wrap:anywhere}pre{padding:.6rem;
 border:1px solid #8886;white-space:pre-wrap}"""
 _STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-PAGE_HEADERS = (
-    (
-        "Content-Security-Policy",
-        f"default-src 'none'; img-src 'self'; style-src 'sha256-{_STYLE_HASH}'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
-    ("Cache-Control", "no-store"),
+CONTENT_SECURITY_POLICY = (
+    f"default-src 'none'; img-src 'self'; style-src 'sha256-{_STYLE_HASH}'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-ICON = b"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="none" stroke="#07c"
-d="M6 1v14M10 1v14M1 6h14M1 10h14"/><path fill="#07c" d="M4 4h8v8H4z"/></svg>"""
+ICON = b"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="none"
+stroke="#07c" d="M6 1v14M10 1v14M1 6h14M1 10h14"/><path fill="#07c" d="M4 4h8v8H4z"/></svg>"""
 
 
 def page(site: Site, request: Request) -> Reply:
@@ -1225,15 +1191,15 @@ def page(site: Site, request: Request) -> Reply:
     if read_report("", request.headers, request.peer).chip:
         raise Refused(404, "no project in the URL: give the device http://<this server>/<project>")
     base = f"http{'s' * request.secure}://{request.headers.get('host', 'ota-server')}"
-    text = "".join(_project(site, base, project) for project in site.catalog.projects())
-    nothing = "<p>No firmware yet: copy a file named like name-1.2.3.bin into the folder.</p>"
-    whole = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Firmware</title>'
-        f'<meta name="viewport" content="width=device-width"><link rel="icon" href="/favicon.ico">'
-        f"<style>{STYLE}</style><h1>Firmware</h1>{text or nothing}<p>ota-server {__version__}</p>"
+    projects = "".join(_project(site, base, project) for project in site.catalog.projects())
+    nothing = "<p>No firmware yet: copy a file called like name-1.2.3.bin into the folder."
+    text = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Firmware</title>'
+        '<meta name="viewport" content="width=device-width"><link rel="icon" href="/favicon.ico">'
+        f"<style>{STYLE}</style><h1>Firmware</h1>{projects or nothing}<p>ota-server {__version__}"
     )
-    body = whole.encode("utf-8", "replace")
-    return body_reply(200, "text/html; charset=utf-8", body, *PAGE_HEADERS)
+    headers = ("Content-Security-Policy", CONTENT_SECURITY_POLICY), UNCACHED
+    return body_reply(200, "text/html; charset=utf-8", text.encode("utf-8", "replace"), *headers)
 
 
 def _project(site: Site, base: str, project: str) -> str:
@@ -1243,7 +1209,7 @@ def _project(site: Site, base: str, project: str) -> str:
     try:
         releases = site.catalog.releases(project)
     except Refused as refused:
-        return f"{title}<p>{html.escape(refused.reason)}</p>"
+        return f"{title}<p>{html.escape(refused.reason)}"
     rows = "".join(
         f'<tr><td><a href="{url}/{quote(release.name, errors="surrogateescape")}">'
         f"{release.version}</a><td>{release.facts.chip}{', gzip' * release.facts.packed}"
@@ -1252,24 +1218,21 @@ def _project(site: Site, base: str, project: str) -> str:
         for release in releases
     )
     library = "ESPhttpUpdate" if releases[0].facts.chip == "esp8266" else "httpUpdate"
-    client = f"WiFiClient{'Secure' * base.startswith('https')}"
     return (
         f"{title}<table><tr><th>Version<th>Chip<th>Bytes<th>Date, UTC<th>SHA-256{rows}</table>"
-        f"<pre>{client} client;  // in the sketch, with the version that it is itself:\n"
-        f"{library}.update(client, &quot;{url}&quot;, &quot;{releases[0].version}&quot;);</pre>"
+        f"<pre>WiFiClient{'Secure' * base.startswith('https')} client;\n{library}.update(client, "
+        f"&quot;{url}&quot;, FIRMWARE_VERSION);  // the version of this very sketch</pre>"
     )
 
 
-def health(site: Site, request: Request) -> Reply:
+def health(site: Site, _request: Request) -> Reply:
     """Whether the firmware folder can be read; 503 if not."""
-    del request
     site.catalog.projects()
-    return text_reply(200, "ok", ("Cache-Control", "no-store"))
+    return text_reply(200, "ok", UNCACHED)
 
 
-def icon(site: Site, request: Request) -> Reply:
+def icon(_site: Site, _request: Request) -> Reply:
     """The browser's icon."""
-    del site, request
     return body_reply(200, "image/svg+xml", ICON, ("Cache-Control", "max-age=86400"))
 
 
@@ -1278,7 +1241,7 @@ ROUTES = (
     Route(re.compile("/healthz"), health),
     Route(re.compile(r"/favicon\.ico"), icon),
     Route(re.compile(r"(?s).*/[^/]+/[^/]+\.bin"), download),
-    Route(re.compile("(?s)/.*"), update),
+    Route(re.compile("(?s).*"), update),
 )
 
 
@@ -1287,9 +1250,11 @@ def build_site(config: Config, catalog: Catalog) -> Site:
     return Site(config, catalog, STATELESS, (), ROUTES, (log_decision,), ())
 
 
-# -- 11. Loop: the only section with sockets -----------------------------------------------------------
+# -- 11. Loop: the only section with sockets -------------------------------------------------------
 
-Wait = tuple[int, float]  # selectors.EVENT_READ or EVENT_WRITE; until when, monotonic seconds
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+NEVER = float("inf")  # monotonic seconds
+Wait = tuple[int, float]  # READ, WRITE or 0 for neither; until when, monotonic seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -1319,41 +1284,47 @@ class Connection:
         self.fileno = client.fileno()
         self.peer = peer  # IP address
         self.events = 0  # what the selector watches for it
-        self.deadline = 0.0  # monotonic seconds
+        self.deadline = NEVER
         self.idle = False  # between two requests, where nobody misses it
         self.steps = self._talk()
 
     def _talk(self) -> Generator[Wait | Request, Reply | None, None]:
         """The whole conversation."""
+        tls, limits = self.server.tls, self.server.limits
         try:
             self.socket.setblocking(False)
-            if self.server.tls is not None:
-                yield from self._shake_hands(self.server.tls)
-            yield from self._serve()
+            if tls is not None:
+                deadline = time.monotonic() + limits.handshake
+                self.socket = shaking = tls.wrap_socket(
+                    self.socket, server_side=True, do_handshake_on_connect=False
+                )
+                yield from self._until(deadline, READ, shaking.do_handshake)
+            yield from self._serve(limits)
         except ssl.SSLError as err:
             log.info("%s speaks no TLS that fits: %s", self.peer, err.reason or err)
             if err.reason == "HTTP_REQUEST":
                 reply = text_reply(400, "this port speaks HTTPS: use https://")
-                head = render(reply, keep_alive=False, now=int(time.time()))
-                socket.socket.send(self.socket, head + bytes(reply.body))  # below the TLS layer
+                socket.socket.send(self.socket, render(reply, time.time()))  # below the TLS layer
+                socket.socket.recv(self.socket, MAX_HEAD)  # bytes left unread would reset it
         except OSError as err:
             log.debug("%s is gone: %s", self.peer, err)
         finally:
-            if isinstance(self.socket, ssl.SSLSocket):
-                with suppress(OSError, ValueError):
-                    self.socket.unwrap()  # close_notify: without it OpenSSL forgets the session
+            if tls is not None:
+                self._say_end()
             self.socket.close()
 
-    def _shake_hands(self, tls: ssl.SSLContext) -> Generator[Wait, None, None]:
-        deadline = time.monotonic() + self.server.limits.handshake
-        wrapped = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-        self.socket = wrapped
-        yield from self._until(deadline, selectors.EVENT_READ, wrapped.do_handshake)
+    def _say_end(self) -> None:
+        """Tells the client that no more comes; it may still send."""
+        with suppress(OSError, ValueError):
+            if isinstance(self.socket, ssl.SSLSocket):
+                self.socket.unwrap()  # close_notify: without it OpenSSL forgets the session
+            else:
+                self.socket.shutdown(socket.SHUT_WR)
 
-    def _serve(self) -> Generator[Wait | Request, Reply | None, None]:
+    def _serve(self, limits: Limits) -> Generator[Wait | Request, Reply | None, None]:
         """Requests and replies, until one of the two sides has had enough."""
         rest = b""
-        wait = self.server.limits.head  # a new connection comes with its head
+        wait = limits.head  # a new connection comes with its head
         while True:
             try:
                 head, rest = yield from self._receive_head(rest, wait)
@@ -1361,13 +1332,12 @@ class Connection:
                     return
                 request = parse_head(head, self.peer, secure=self.server.tls is not None)
                 rest = yield from self._drop_body(request.body_size, rest)
-                blocking = self.server.site.route(request.path).blocking
             except Refused as refused:
                 log.info("%s refused, %s: %s", self.peer, refused.status, refused.reason)
-                head = render(reply := refusal(refused), keep_alive=False, now=int(time.time()))
-                yield from self._send(head + bytes(reply.body))
+                yield from self._send(render(refusal(refused), time.time()))
                 yield from self._linger()
                 return
+            blocking = self.server.site.route(request.path).blocking
             reply = (yield request) if blocking else answer(self.server.site, request)
             keep_alive = request.keep_alive and not self.server.draining
             sending = self._sending(request, reply, keep_alive=keep_alive)
@@ -1375,7 +1345,7 @@ class Connection:
             yield from sending
             if not keep_alive:
                 return
-            wait = self.server.limits.idle
+            wait = limits.idle
 
     def _until(
         self, deadline: float, event: int, call: Callable[..., Any], *args: Any
@@ -1387,18 +1357,13 @@ class Connection:
             except BlockingIOError:
                 yield event, deadline
             except ssl.SSLWantReadError:
-                yield selectors.EVENT_READ, deadline
+                yield READ, deadline
             except ssl.SSLWantWriteError:
-                yield selectors.EVENT_WRITE, deadline
+                yield WRITE, deadline
 
-    def _receive(self, deadline: float) -> Generator[Wait, None, bytes]:
-        """Some bytes; none once the client has closed."""
-        try:
-            return (
-                yield from self._until(deadline, selectors.EVENT_READ, self.socket.recv, MAX_HEAD)
-            )
-        except ssl.SSLEOFError:  # a device closes without close_notify
-            return b""
+    def _receive(self, deadline: float) -> Generator[Wait, None, Any]:
+        """Some bytes; none once the client has closed, with or without close_notify."""
+        return self._until(deadline, READ, self.socket.recv, MAX_HEAD)
 
     def _receive_head(self, rest: bytes, wait: float) -> Generator[Wait, None, tuple[bytes, bytes]]:
         """A head, and what came behind it; no head if the client has gone. Refused: 400, 431."""
@@ -1433,46 +1398,37 @@ class Connection:
     def _linger(self) -> Generator[Wait, None, None]:
         """Lets a refused client read why: a close with bytes unread resets the connection."""
         deadline = time.monotonic() + self.server.limits.linger
-        if self.server.tls is None:
-            self.socket.shutdown(socket.SHUT_WR)
+        self._say_end()
         for _ in range(32):
             if not (yield from self._receive(deadline)):
                 return
 
     def _sending(
         self, request: Request, reply: Reply | None, *, keep_alive: bool
-    ) -> Generator[Wait, None, None]:
+    ) -> Iterator[Wait]:
         """The generator that sends the reply."""
         assert reply is not None
-        head = render(reply, keep_alive=keep_alive, now=int(time.time()))
+        data = render(reply, time.time(), keep_alive=keep_alive)
         if not isinstance(reply.body, Image):
-            return self._send(head + reply.body)
+            return self._send(data)
         is_device = request.headers.get("user-agent", "").startswith("ESP")
         record = DEVICE_RECORD if is_device else PIECE
-        return self._send_image(head, reply.body, reply.part, record, reply.sent)
+        return self._send_image(data, reply.body, reply.part, record)
 
-    def _send(self, data: bytes) -> Generator[Wait, None, None]:
+    def _send(self, data: bytes) -> Iterator[Wait]:
         view = memoryview(data)
         while view:
             deadline = time.monotonic() + self.server.limits.progress
-            view = view[
-                (yield from self._until(deadline, selectors.EVENT_WRITE, self.socket.send, view)) :
-            ]
+            sent = yield from self._until(deadline, WRITE, self.socket.send, view)
+            view = view[sent:]
 
-    def _send_image(
-        self,
-        head: bytes,
-        image: Image,
-        part: range,
-        record: int,
-        sent: Callable[[int], None] | None,
-    ) -> Generator[Wait, None, None]:
+    def _send_image(self, head: bytes, image: Image, part: range, record: int) -> Iterator[Wait]:
         """Head and image. The first bytes of both leave together: an ESP32 waits only 100 ms."""
         offset = turn = part.start
         try:
             buffer = SEND_BUFFER if self.server.tls is None else TLS_SEND_BUFFER
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-            piece = self._piece(image, offset, min(part.stop - offset, record - len(head)))
+            piece = self._piece(image, offset, min(len(part), max(1, record - len(head))))
             yield from self._send(head + piece)
             offset += len(piece)
             del head, piece
@@ -1480,53 +1436,48 @@ class Connection:
                 deadline = time.monotonic() + self.server.limits.progress
                 if offset - turn >= TURN:
                     turn = offset
-                    yield selectors.EVENT_WRITE, deadline
+                    yield WRITE, deadline
                 push = self._push, image, offset, part.stop, record
-                offset += yield from self._until(deadline, selectors.EVENT_WRITE, *push)
+                offset += yield from self._until(deadline, WRITE, *push)
         finally:
             image.file.close()
-            if sent is not None:
-                sent(offset - part.start)
+            count, name = offset - part.start, os.path.basename(str(image.file.name))
+            level = logging.INFO if count == len(part) else logging.WARNING
+            log.log(level, "%s took %d of %d bytes of %s", self.peer, count, len(part), name)
 
     def _push(self, image: Image, offset: int, stop: int, record: int) -> int:
         """Sends once; gives back how many bytes the kernel took. Nothing is held while it waits.
 
         sendfile hands pages to the socket, not copies: what a rewrite of the file changes before
-        they leave goes out changed. So the end is copied: who gets all bytes gets none of a rewrite.
+        they leave goes out changed. So the end is copied: who gets it all gets none of a rewrite.
         """
-        ahead = stop - COPIED_TAIL - offset
-        if ahead <= 0 or self.server.tls is not None or not hasattr(os, "sendfile"):
-            return self.socket.send(self._piece(image, offset, min(stop - offset, record)))
-        sent = os.sendfile(self.fileno, image.file.fileno(), offset, min(ahead, TURN))
-        self._piece(image, offset, 0)
-        return sent
+        ahead = min(TURN, stop - COPIED_TAIL - offset)
+        if ahead > 0 and self.server.tls is None and hasattr(os, "sendfile"):
+            try:
+                sent = os.sendfile(self.fileno, image.file.fileno(), offset, ahead)
+            except OSError as err:
+                if err.errno not in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
+                    raise  # a file system without sendfile is no reason to fail
+            else:
+                self._piece(image, offset, 0)
+                return sent
+        return self.socket.send(self._piece(image, offset, min(stop - offset, record)))
 
     def _piece(self, image: Image, offset: int, size: int) -> bytes:
         """Bytes of the image, as long as it is the one that was checked."""
         image.file.seek(offset)
         piece = image.file.read(size)
-        if not image.is_unchanged() or len(piece) < size:
-            raise ConnectionAbortedError(
-                "the file was rewritten: no image is better than a mixed one"
-            )
+        if len(piece) < size or not image.is_unchanged():
+            raise ConnectionAbortedError("the file was rewritten: rather no image than a mixed one")
         return piece
 
 
 class Handler(BaseHTTPRequestHandler):
     """One request whose endpoint blocks, in a thread; the loop keeps the connection."""
 
-    server: Server
-
-    def setup(self) -> None:
-        """Opens nothing: the socket is the loop's."""
-
-    def handle(self) -> None:
-        """Thinks, and gives the reply to the loop."""
-        connection, request = self.request
-        self.server.take_back(connection, answer(self.server.site, request))
-
-    def finish(self) -> None:
-        """Closes nothing."""
+    def __init__(self, errand: Any, _address: Any, server: Server) -> None:
+        connection, request = errand
+        server.take_back(connection, answer(server.site, request))
 
 
 class Server(ThreadingHTTPServer):
@@ -1550,12 +1501,12 @@ class Server(ThreadingHTTPServer):
         self._waiting: deque[tuple[Connection, Request]] = deque()  # for a thread
         self._answered: deque[tuple[Connection, Reply]] = deque()
         self._thinking = 0  # threads
-        self._listen_at = 0.0  # monotonic seconds; infinite while it listens
-        self._end = float("inf")  # monotonic seconds
+        self._listening = False
+        self._listen_at = self._tick_at = self._complain_at = -NEVER
+        self._end = NEVER
         self._ended = threading.Event()
-        self._complained = float("-inf")  # monotonic seconds
         self._waker, self._woken = socket.socketpair()
-        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._selector.register(self._woken, READ)
         host = site.config.host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")  # noqa: S104
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, site.config.port), Handler)
@@ -1563,7 +1514,7 @@ class Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Binds; without the standard one's name look-up, which hangs where DNS is dead."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if self.server_address[0] == "::" and not self.site.config.host:
+        if self.address_family == socket.AF_INET6 and not self.site.config.host:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -1576,20 +1527,15 @@ class Server(ThreadingHTTPServer):
 
     def server_close(self) -> None:
         """Gives back every descriptor."""
-        self._selector.close()
-        for each in (self.socket, self._waker, self._woken):
+        for each in (self._selector, self.socket, self._waker, self._woken):
             each.close()
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Runs the loop until shutdown(), or until drain() and the end of the last download."""
-        del poll_interval
-        tick = float("-inf")
         try:
             while time.monotonic() < self._end and (self._connections or not self.draining):
-                if time.monotonic() >= tick:
-                    self._look_at_clock()
-                    tick = time.monotonic() + self.limits.tick
-                for key, _ in self._selector.select(self.limits.tick):
+                self._look_at_clock(time.monotonic())
+                for key, _ in self._selector.select(min(poll_interval, self.limits.tick)):
                     if key.data is not None:
                         self._advance(key.data)
                     elif key.fileobj is self.socket:
@@ -1599,18 +1545,19 @@ class Server(ThreadingHTTPServer):
                 self._use_threads()
         finally:
             for connection in tuple(self._connections):
-                self._drop(connection)
+                self._close(connection)
             self._ended.set()
 
     def drain(self) -> None:
         """Stops accepting; the loop ends with the last download or when the grace is over."""
         self._end = min(self._end, time.monotonic() + self.limits.grace)
         self.draining = True
+        self._tick_at = -NEVER
         self._wake()
 
     def shutdown(self) -> None:
         """Ends the loop at once and waits until it has ended."""
-        self._end = float("-inf")
+        self._end = -NEVER
         self._wake()
         self._ended.wait()
 
@@ -1620,7 +1567,7 @@ class Server(ThreadingHTTPServer):
         self._wake()
 
     def shutdown_request(self, request: Any) -> None:
-        """Closes nothing after a thread: the loop does."""
+        """Closes nothing when a thread ends: the loop does."""
 
     def _wake(self) -> None:
         with suppress(OSError):  # closed: the loop has ended
@@ -1630,53 +1577,43 @@ class Server(ThreadingHTTPServer):
         """Takes connections from the backlog as long as there is room."""
         for _ in range(ACCEPT_BURST):
             if len(self._connections) >= self.site.config.max_connections:
-                self._complain("max-connections is reached: new ones wait")
-                return self._listen(after=self.limits.tick)
+                return self._pause("max-connections is reached: new ones wait")
             try:
                 client, address = self.socket.accept()
             except (BlockingIOError, ConnectionError):
                 return None
             except OSError as err:  # such as EMFILE; without a pause the loop would spin
-                self._complain(f"connections cannot be accepted: {err.strerror}")
-                return self._listen(after=self.limits.tick)
+                return self._pause(f"connections cannot be accepted: {err.strerror}")
             connection = Connection(self, client, str(address[0]).removeprefix("::ffff:"))
             self._connections.add(connection)
             self._advance(connection)
         return None
 
-    def _listen(self, *, after: float) -> None:
-        """Leaves the listening socket alone for some seconds, or watches it again after none."""
-        if after:
-            self._selector.unregister(self.socket)
-            self._listen_at = time.monotonic() + after
-        else:
-            self._selector.register(self.socket, selectors.EVENT_READ)
-            self._listen_at = float("inf")
-
-    def _complain(self, text: str) -> None:
-        """Logs trouble that comes with every connection, but seldom."""
-        if time.monotonic() > self._complained + COMPLAIN_SECONDS:
-            self._complained = time.monotonic()
-            log.warning(text)
+    def _pause(self, reason: str) -> None:
+        """Leaves new connections in the backlog for a tick or until one closes; seldom says so."""
+        now = time.monotonic()
+        self._listen(now, now + self.limits.tick)
+        if now > self._complain_at:
+            self._complain_at = now + COMPLAIN_SECONDS
+            log.warning(reason)
 
     def _advance(self, connection: Connection, reply: Reply | None = None) -> None:
         """Lets a connection go on to what it waits for next."""
         try:
             wanted = connection.steps.send(reply)
         except StopIteration:
-            return self._forget(connection)
+            return self._close(connection)
         except Exception:
             log.exception("%s: the connection failed", connection.peer)
-            return self._forget(connection)
+            return self._close(connection)
         if isinstance(wanted, Request):
             self._waiting.append((connection, wanted))
-            wanted = (0, float("inf"))
-        event, connection.deadline = wanted
-        self._await(connection, event)
-        return None
+            wanted = (0, NEVER)
+        events, connection.deadline = wanted
+        return self._watch(connection, events)
 
-    def _await(self, connection: Connection, events: int) -> None:
-        """Makes the selector watch a connection for `events`, 0 for nothing."""
+    def _watch(self, connection: Connection, events: int) -> None:
+        """Makes the selector watch a connection for `events`."""
         if connection.events and not events:
             self._selector.unregister(connection.fileno)
         elif events and not connection.events:
@@ -1685,15 +1622,12 @@ class Server(ThreadingHTTPServer):
             self._selector.modify(connection.fileno, events, connection)
         connection.events = events
 
-    def _forget(self, connection: Connection) -> None:
-        self._await(connection, 0)
-        self._connections.discard(connection)
-
-    def _drop(self, connection: Connection) -> None:
-        """Ends a connection in the middle."""
-        self._await(connection, 0)
+    def _close(self, connection: Connection) -> None:
+        self._watch(connection, 0)
         connection.steps.close()
         self._connections.discard(connection)
+        if not self._listening:
+            self._listen(time.monotonic())
 
     def _use_threads(self) -> None:
         """Goes on with what threads have answered and gives them what waits."""
@@ -1702,22 +1636,32 @@ class Server(ThreadingHTTPServer):
             self._advance(*self._answered.popleft())
         while self._waiting and self._thinking < MAX_THREADS:
             self._thinking += 1
-            self.process_request(self._waiting.popleft(), ())
+            self.process_request(self._waiting.popleft(), ())  # type: ignore[arg-type]
 
-    def _look_at_clock(self) -> None:
-        """Ends what has waited too long; listens again if there is room."""
-        now = time.monotonic()
+    def _look_at_clock(self, now: float) -> None:
+        """Once a tick, ends what has waited too long and listens again if there is room."""
+        if now < self._tick_at:
+            return
+        self._tick_at = now + self.limits.tick
         for connection in tuple(self._connections):
             if connection.deadline < now or (self.draining and connection.idle):
-                self._drop(connection)
+                self._close(connection)
+        self._listen(now, self._listen_at)
+
+    def _listen(self, now: float, since: float = -NEVER) -> None:
+        """Watches the listening socket from `since` on, if there is room; closes it for good."""
         room = len(self._connections) < self.site.config.max_connections
-        if self._listen_at <= now and room and not self.draining:
-            self._listen(after=0)
-        elif self.draining and self._listen_at == float("inf"):
-            self._listen(after=float("inf"))
+        listen = room and now >= since and not self.draining
+        if listen and not self._listening:
+            self._selector.register(self.socket, READ)
+        elif self._listening and not listen:
+            self._selector.unregister(self.socket)
+        if self.draining:
+            self.socket.close()  # who comes now shall hear at once that nobody listens
+        self._listening, self._listen_at = listen, since
 
 
-# -- 12. Command line --------------------------------------------------------------------------------
+# -- 12. Command line ------------------------------------------------------------------------------
 
 EPILOG = """\
 Each option can stand in the environment instead, as OTA_DIR, OTA_PORT, OTA_MAX_CONNECTIONS...
@@ -1733,14 +1677,18 @@ A certificate that small devices take; an ESP8266 wants an address as DNS:<ip>, 
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"ota-server: {message}\n")
+        _fail(message)
 
 
-def read_config(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
-    """The settings. SystemExit(2): one is wrong, and stderr has said so."""
+def _fail(text: str) -> NoReturn:
+    """Ends the program: one line, status 2."""
+    sys.stderr.write(f"ota-server: {text}\n")
+    raise SystemExit(2)
+
+
+def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 1024) -> Config:
+    """The settings, if `files` can be open. SystemExit(2): one is wrong, as stderr has said."""
     parser = _Parser(
         prog="ota-server",
         description="Gives every ESP8266 and ESP32 the newest firmware that is right for it.",
@@ -1749,53 +1697,42 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
         allow_abbrev=False,
     )
 
-    def option(name: str, default: object, text: str, **more: Any) -> None:
+    def option(name: str, metavar: str, default: str, text: str, **more: Any) -> None:
         default = environ.get(f"OTA_{name.upper().replace('-', '_')}") or default
-        more.setdefault("metavar", name.upper().replace("MAX-CONNECTIONS", "N"))
-        parser.add_argument(f"--{name}", default=default, help=text, **more)
+        parser.add_argument(f"--{name}", metavar=metavar, default=default, help=text, **more)
 
-    def level(text: str) -> str:
-        if text.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of debug, info, warning, error")
-        return text.upper()
-
-    def number(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,7}", text):
-            raise argparse.ArgumentTypeError(f"{text!r} is no number")
-        return int(text)
-
-    connections = _default_connections()
-    option("dir", os.path.join("~", "firmware"), "folder with the firmware (default: ~/firmware)")
-    option("host", "", "address to listen on (default: all, IPv4 and IPv6)")
-    option("port", "8000", "port to listen on (default: 8000)", type=number)
-    option(
-        "log", "INFO", "debug, info, warning or error (default: info)", type=level, metavar="LEVEL"
-    )
-    option("cert", "", "certificate chain, PEM: serve HTTPS (default: plain HTTP)", metavar="PEM")
-    option("key", "", "its key, PEM (default: in the same file)", metavar="PEM")
-    text = f"open at once; more wait (default: {connections}, half the open-files limit)"
-    option("max-connections", str(connections), text, type=number)
+    levels = ["DEBUG", "INFO", "WARNING", "ERROR"]
+    connections = max(8, (files - 32) // 2)  # a download takes two
+    option("dir", "DIR", "~/firmware", "folder with the firmware (default: ~/firmware)")
+    option("host", "HOST", "", "address to listen on (default: all, IPv4 and IPv6)")
+    option("port", "PORT", "8000", "port to listen on (default: 8000)", type=int)
+    text = "debug, info, warning or error (default: info)"
+    option("log", "LEVEL", "INFO", text, type=str.upper, choices=levels)
+    option("cert", "PEM", "", "certificate chain: serve HTTPS (default: plain HTTP)")
+    option("key", "PEM", "", "its key (default: in the same file)")
+    text = f"open at once, more wait (default: {connections}, by the limit of open files)"
+    option("max-connections", "N", str(connections), text, type=int)
     parser.add_argument("--version", action="version", version=f"ota-server {__version__}")
     options = vars(parser.parse_args(argv))
-    options["dir"] = os.path.expanduser(options["dir"])  # stays ~ where there is no home
-    if not 0 <= options["port"] < 65536:
-        parser.error(f"argument --port: {options['port']} is no port: use 1 to 65535")
+    options["dir"] = os.path.expanduser(options["dir"])  # stays as it is where there is no home
+    if not 0 <= options["port"] < 65536 or options["max_connections"] < 1:
+        parser.error("--port takes 1 to 65535, --max-connections 1 and more")
     return Config(**options, notify_socket=environ.get("NOTIFY_SOCKET", ""))
 
 
-def _default_connections() -> int:
-    """Half of the descriptors this process may open, as a download takes two; raises the soft limit."""
+def open_files() -> int:
+    """How many files this process may open, once it has raised its own limit as far as it goes."""
     if sys.platform == "win32":
-        return 200  # its select() takes 512 sockets
+        return 400  # its select() takes 512 sockets
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = 40_000 if hard == resource.RLIM_INFINITY else min(hard, 40_000)
-    if soft < files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    return max(8, (files - 32) // 2)
+    files = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    with suppress(ValueError, OSError):  # macOS allows less than its limit says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def tls_context(cert: str, key: str) -> ssl.SSLContext:
-    """TLS 1.2 and newer. OSError or ssl.SSLError: the files do not do."""
+    """TLS 1.2 and newer. OSError, of which ssl.SSLError is one: the files do not do."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(cert, key or None, password=lambda: "")  # never asks at the terminal
@@ -1821,18 +1758,15 @@ def _url(config: Config, port: int) -> str:
     return f"http{'s' * bool(config.cert)}://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
-def _fail(text: str) -> NoReturn:
-    """Ends the program as argparse does: one line, status 2."""
-    sys.stderr.write(f"ota-server: {text}\n")
-    raise SystemExit(2)
-
-
 def _start(config: Config) -> tuple[Server, DirectoryCatalog]:
     """A server that listens. SystemExit(2): it cannot, and stderr has said why."""
     try:
         tls = tls_context(config.cert, config.key) if config.cert else None
-    except (OSError, ValueError) as err:
-        _fail(f"--cert {config.cert} --key {config.key or config.cert}: {err}")
+    except ssl.SSLError as err:
+        why = err.reason or "no private key"
+        _fail(f"--cert {config.cert}: no certificate and key that fit, in PEM form: {why}")
+    except OSError as err:
+        _fail(f"--cert {config.cert} --key {config.key or config.cert}: {err.strerror}")
     try:
         catalog = DirectoryCatalog(config.dir)
     except OSError as err:
@@ -1857,13 +1791,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if server is not None and config.cert:
                 server.tls = tls_context(config.cert, config.key)
                 log.info("the certificate %s was read again", config.cert)
-        except (OSError, ValueError) as err:
+        except OSError as err:
             log.error("the certificate %s stays as it was: %s", config.cert, err)  # noqa: TRY400
 
     for name, handler in (("SIGINT", stop), ("SIGTERM", stop), ("SIGHUP", reload)):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), handler)
-    config = read_config(sys.argv[1:] if argv is None else argv, os.environ)
+    config = read_config(sys.argv[1:] if argv is None else argv, os.environ, open_files())
     logging.basicConfig(level=config.log, format="%(asctime)s %(levelname)s %(message)s")
     server, catalog = _start(config)
     newest = [f"{name} {version}" for name, version in catalog.newest().items()]
@@ -1883,7 +1817,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.modules.setdefault(
-        "ota_server", sys.modules["__main__"]
-    )  # the fleet imports this very module
+    sys.modules.setdefault("ota_server", sys.modules["__main__"])  # for the fleet to import
     sys.exit(main())
