@@ -35,16 +35,18 @@ import sys
 import threading
 import time
 import zlib
+from calendar import timegm
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from email.utils import formatdate, parsedate_to_datetime
+from email.utils import formatdate, parsedate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import FileIO
 from itertools import chain, zip_longest
+from math import nan
 from typing import Any, NoReturn, Protocol
 from urllib.parse import quote, unquote
 
@@ -93,8 +95,13 @@ class Refused(Exception):
 
 
 def shown(text: str) -> str:
-    """Foreign text made safe for a line of text: quoted, cut."""
-    return repr(text[:64])
+    """Foreign text made safe for a sentence: quoted, cut."""
+    return ascii(text[:64])
+
+
+def printable(text: str) -> str:
+    """Text made safe for a terminal: quoted if it must be."""
+    return text if text.isprintable() else ascii(text)
 
 
 # -- 2. Versions: which release is newer -----------------------------------------------------------
@@ -622,26 +629,26 @@ class DirectoryCatalog:
     def _tell(self, level: int, path: str, reason: str) -> None:
         """Logs once why a file is not offered."""
         if self._told.get(path) != reason:
-            log.log(level, "%s is not offered: it %s", path, reason)
+            log.log(level, "%s is not offered: it %s", printable(path), reason)
         self._told[path] = reason
 
     def _shelve(self, project: str, queue: list[Release]) -> None:
         """Sorts a project's files into whole, broken and waiting."""
-        whole: list[Release] = []
+        whole: dict[tuple[Version, str], Release] = {}
         broken: list[str] = []
         for release in queue:
             facts = self._facts.get(release.identity)
             if isinstance(facts, str):
                 broken.append(f"{release.name} {facts}")
             elif facts is not None:
-                rival = whole[-1] if whole else release
-                if (rival.version, rival.facts.chip) == (release.version, facts.chip):
-                    reason = f"has the version of {rival.name}, which is newer"
+                newer = whole.setdefault(
+                    (release.version, facts.chip), replace(release, facts=facts)
+                )
+                if newer.path != release.path:
+                    reason = f"has the version of {printable(newer.name)}, which is newer"
                     self._tell(logging.WARNING, release.path, reason)
-                else:
-                    whole.append(replace(release, facts=facts))
         waiting = any(release.identity not in self._facts for release in queue)
-        self._shelves[project] = _Shelf(queue, tuple(whole), tuple(broken), waiting)
+        self._shelves[project] = _Shelf(queue, tuple(whole.values()), tuple(broken), waiting)
 
 
 # -- 5. Reports: what a device says of itself ------------------------------------------------------
@@ -673,13 +680,16 @@ def read_report(project: str, headers: Mapping[str, str], address: str) -> Repor
     Raises:
         Refused: 400, a version or number in them cannot be read.
     """
+    agent = headers.get("user-agent", "")
     prefix, chip = "x-esp32-", None
     if "x-esp8266-version" in headers or "x-esp8266-sta-mac" in headers:
         prefix, chip = "x-esp8266-", "esp8266"
     elif "x-esp32-version" in headers or "x-esp32-sta-mac" in headers:
         chip = ESP32_FAMILY
-    if headers.get("user-agent", "").startswith("ESP32"):  # its own code may send S1's only header
+    if agent.startswith("ESP32"):  # its own code may send the only header that S1 knows
         chip = ESP32_FAMILY
+    elif agent.startswith("ESP8266"):  # all that is left after a redirect
+        chip = "esp8266"
     told = {name: headers.get(prefix + name) for name in ("version", "sta-mac", "sketch-md5")}
     try:
         version = Version.parse(told["version"]) if told["version"] else None
@@ -783,16 +793,18 @@ def choose(
     """The first of `releases`, newest first and at least one, that no rule objects to.
 
     Else the objection that says most: a final denial; then what was found first; last that a
-    release is for other devices. What is denied is not looked at for anything else.
+    release is for other devices, whose other flaws do not count.
     """
     objections: list[Objection] = []
+    closed = False
     for release in releases:
         found = [objection for rule in rules if (objection := rule(report, release))]
-        if not found:
+        if not found and not closed:
             return release
-        said = [objection for objection in found if objection.deny] or found
-        objections += said
-        if any(objection.final for objection in said):
+        denials = [objection for objection in found if objection.deny]
+        objections += denials or found
+        closed = closed or any(objection.final for objection in found)
+        if closed and not denials:
             break
     return min(objections, key=lambda each: (not (each.deny and each.final), each.deny))
 
@@ -855,7 +867,8 @@ def parse_head(head: bytes, peer: str, *, secure: bool = False) -> Request:
         headers[key] = f"{headers[key]}, {value}" if key in headers else value
     path, query = _read_target(method, target, headers, http)
     options = headers.get("connection", "").lower()
-    keep_alive = "close" not in options and (http == "1.1" or "keep-alive" in options)
+    stays = http == "1.1" or "keep-alive" in options
+    keep_alive = stays and "close" not in options and "expect" not in headers
     size = _body_size(headers, http)
     return Request(method, path, query, headers, peer, secure, keep_alive, size)
 
@@ -968,10 +981,11 @@ def is_not_modified(headers: Mapping[str, str], etag: str, modified: int) -> boo
         return tags.strip() == "*" or etag in (tag.strip() for tag in tags.split(","))
 
     def since(name: str) -> float:
+        date = parsedate(headers.get(name, ""))
         try:
-            return parsedate_to_datetime(headers[name]).timestamp()
-        except (KeyError, ValueError, OverflowError):  # RFC 9110 13.1.3: no date, no condition
-            return float("nan")
+            return timegm(date) if date else nan  # each of the three forms means UTC
+        except (ValueError, OverflowError):
+            return nan  # RFC 9110 13.1.3: no date, no condition
 
     matches = names(headers["if-match"]) if "if-match" in headers else None
     if matches is False or (matches is None and modified > since("if-unmodified-since")):
@@ -988,10 +1002,8 @@ def parse_range(text: str, size: int) -> range | None:
         Refused: 416, it begins behind the end (RFC 9110 14.1.2, 15.5.17).
     """
     match = re.fullmatch(r"(?i)bytes=([0-9]{0,15})-([0-9]{0,15})", text.strip())
-    if match is None or match.group() == "bytes=-":
-        return None
-    first, last = match.groups()
-    if first and last and int(last) < int(first):
+    first, last = match.groups() if match else ("", "")
+    if first == last == "" or (first and last and int(last) < int(first)):
         return None
     start = int(first) if first else max(0, size - int(last))
     stop = min(size, int(last) + 1) if first and last else size
@@ -1095,7 +1107,7 @@ def log_decision(event: Event) -> None:
     report, outcome = event.report, event.outcome
     fine = isinstance(outcome, Release) or outcome.final
     verdict = f"-> {outcome.version}" if isinstance(outcome, Release) else f"stays, {outcome}"
-    who = (report.device or "-", report.address, report.project, report.version)
+    who = (report.device or "-", report.address, printable(report.project), report.version)
     log.log(logging.INFO if fine else logging.WARNING, "%s %s %s %s %s", *who, verdict)
 
 
@@ -1106,7 +1118,7 @@ def answer(site: Site, request: Request) -> Reply:
             guard(request)
         reply = _endpoint(site, request)(site, request)
     except Refused as refused:
-        log.info("%s refused, %s: %s", request.peer, refused.status, refused.reason)
+        log.info("%s refused, %s: %s", request.peer, refused.status, printable(refused.reason))
         reply = refusal(refused)
     except Exception:
         log.exception("%s %s %s failed", request.peer, request.method, shown(request.path))
@@ -1309,17 +1321,14 @@ class Connection:
         except OSError as err:
             log.debug("%s is gone: %s", self.peer, err)
         finally:
-            if tls is not None:
-                self._say_end()
+            self._end_tls()
             self.socket.close()
 
-    def _say_end(self) -> None:
-        """Tells the client that no more comes; it may still send."""
-        with suppress(OSError, ValueError):
-            if isinstance(self.socket, ssl.SSLSocket):
-                self.socket.unwrap()  # close_notify: without it OpenSSL forgets the session
-            else:
-                self.socket.shutdown(socket.SHUT_WR)
+    def _end_tls(self) -> None:
+        """Sends close_notify: without it OpenSSL forgets the session."""
+        if isinstance(self.socket, ssl.SSLSocket):
+            with suppress(OSError, ValueError):
+                self.socket.unwrap()
 
     def _serve(self, limits: Limits) -> Generator[Wait | Request, Reply | None, None]:
         """Requests and replies, until one of the two sides has had enough."""
@@ -1331,7 +1340,8 @@ class Connection:
                 if not head:
                     return
                 request = parse_head(head, self.peer, secure=self.server.tls is not None)
-                rest = yield from self._drop_body(request.body_size, rest)
+                if request.keep_alive or request.body_size > MAX_BODY:
+                    rest = yield from self._drop_body(request.body_size, rest)
             except Refused as refused:
                 log.info("%s refused, %s: %s", self.peer, refused.status, refused.reason)
                 yield from self._send(render(refusal(refused), time.time()))
@@ -1340,9 +1350,12 @@ class Connection:
             blocking = self.server.site.route(request.path).blocking
             reply = (yield request) if blocking else answer(self.server.site, request)
             keep_alive = request.keep_alive and not self.server.draining
+            unread = not keep_alive and request.body_size > 0
             sending = self._sending(request, reply, keep_alive=keep_alive)
             del head, request, reply  # while a slow device reads, as little as possible stays
             yield from sending
+            if unread:
+                yield from self._linger()
             if not keep_alive:
                 return
             wait = limits.idle
@@ -1398,9 +1411,12 @@ class Connection:
     def _linger(self) -> Generator[Wait, None, None]:
         """Lets a refused client read why: a close with bytes unread resets the connection."""
         deadline = time.monotonic() + self.server.limits.linger
-        self._say_end()
-        for _ in range(32):
-            if not (yield from self._receive(deadline)):
+        self._end_tls()
+        plain_socket = socket.socket  # what is read now is below the TLS layer
+        plain_socket.shutdown(self.socket, socket.SHUT_WR)
+        receive = plain_socket.recv, self.socket, CHUNK
+        for _ in range(64):
+            if not (yield from self._until(deadline, READ, *receive)):
                 return
 
     def _sending(
@@ -1443,7 +1459,8 @@ class Connection:
             image.file.close()
             count, name = offset - part.start, os.path.basename(str(image.file.name))
             level = logging.INFO if count == len(part) else logging.WARNING
-            log.log(level, "%s took %d of %d bytes of %s", self.peer, count, len(part), name)
+            line = "%s was sent %d of %d bytes of %s"
+            log.log(level, line, self.peer, count, len(part), printable(name))
 
     def _push(self, image: Image, offset: int, stop: int, record: int) -> int:
         """Sends once; gives back how many bytes the kernel took. Nothing is held while it waits.
@@ -1701,22 +1718,32 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
         default = environ.get(f"OTA_{name.upper().replace('-', '_')}") or default
         parser.add_argument(f"--{name}", metavar=metavar, default=default, help=text, **more)
 
-    levels = ["DEBUG", "INFO", "WARNING", "ERROR"]
+    def level(text: str) -> str:
+        if text.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of debug, info, warning, error")
+        return text.upper()
+
+    def number(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", text):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number")
+        return int(text)
+
     connections = max(8, (files - 32) // 2)  # a download takes two
     option("dir", "DIR", "~/firmware", "folder with the firmware (default: ~/firmware)")
     option("host", "HOST", "", "address to listen on (default: all, IPv4 and IPv6)")
-    option("port", "PORT", "8000", "port to listen on (default: 8000)", type=int)
-    text = "debug, info, warning or error (default: info)"
-    option("log", "LEVEL", "INFO", text, type=str.upper, choices=levels)
+    option("port", "PORT", "8000", "port to listen on (default: 8000)", type=number)
+    option("log", "LEVEL", "info", "debug, info, warning or error (default: info)", type=level)
     option("cert", "PEM", "", "certificate chain: serve HTTPS (default: plain HTTP)")
     option("key", "PEM", "", "its key (default: in the same file)")
     text = f"open at once, more wait (default: {connections}, by the limit of open files)"
-    option("max-connections", "N", str(connections), text, type=int)
+    option("max-connections", "N", str(connections), text, type=number)
     parser.add_argument("--version", action="version", version=f"ota-server {__version__}")
     options = vars(parser.parse_args(argv))
     options["dir"] = os.path.expanduser(options["dir"])  # stays as it is where there is no home
-    if not 0 <= options["port"] < 65536 or options["max_connections"] < 1:
-        parser.error("--port takes 1 to 65535, --max-connections 1 and more")
+    if options["port"] > 65535:
+        parser.error(f"--port: {options['port']} is no port, 65535 is the last one")
+    if options["max_connections"] < 1 or (options["key"] and not options["cert"]):
+        parser.error("--max-connections is 1 at least, and --key goes with --cert")
     return Config(**options, notify_socket=environ.get("NOTIFY_SOCKET", ""))
 
 
@@ -1784,6 +1811,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def stop(*_: object) -> None:
         if server is None or server.draining:  # not yet started, or told twice
             raise SystemExit(0)
+        notify(config.notify_socket, "STOPPING=1")
         server.drain()
 
     def reload(*_: object) -> None:
@@ -1800,17 +1828,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = read_config(sys.argv[1:] if argv is None else argv, os.environ, open_files())
     logging.basicConfig(level=config.log, format="%(asctime)s %(levelname)s %(message)s")
     server, catalog = _start(config)
-    newest = [f"{name} {version}" for name, version in catalog.newest().items()]
+    newest = [f"{printable(name)} {version}" for name, version in catalog.newest().items()]
     found = ", ".join(newest[:8]) + (f" and {len(newest) - 8} more" if len(newest) > 8 else "")
     url = _url(config, server.server_port)
-    sys.stdout.write(f"{url} serves {config.dir}: {found or 'no firmware yet'}\n")
+    sys.stdout.write(f"{url} serves {printable(config.dir)}: {found or 'no firmware yet'}\n")
     sys.stdout.flush()
     catalog.start()
     notify(config.notify_socket, "READY=1")
     try:
         server.serve_forever()
     finally:
-        notify(config.notify_socket, "STOPPING=1")
         for close in (catalog.close, *server.site.closers, server.server_close):
             close()
     return 0

@@ -471,6 +471,23 @@ def test_release_for_other_chips_only_is_denied() -> None:
     assert outcome.deny
 
 
+@pytest.mark.parametrize("version", ["1.0.0", "2.0.0", "3.0.0"])
+def test_release_for_other_chips_only_is_denied_whatever_runs(version: str) -> None:
+    outcome = choose(report(version, chip="esp8266"), MIXED[:1], STATELESS)
+    assert said(outcome) == "wrong-chip"
+
+
+def test_denial_of_the_image_that_runs_is_no_way_down_from_it() -> None:
+    def withdrawn(_: Report, offered: Release) -> Objection | None:
+        objection = Objection("withdrawn", "it was bad", deny=True)
+        return objection if str(offered.version) == "2.0.0" else None
+
+    releases = (release("2.0.0", running=[MD5]), release("1.5.0"))
+    device = report("1.0.0", sketch_md5=MD5)  # forgot to bump
+    assert said(choose(device, releases, STATELESS)) == "same-image"
+    assert isinstance(choose(device, releases, (*STATELESS, withdrawn)), Objection)
+
+
 def test_without_rules_the_first_release_is_chosen() -> None:
     assert said(choose(report("9.0.0"), MIXED, ())) == "2.0.0"
 

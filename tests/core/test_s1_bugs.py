@@ -91,11 +91,11 @@ def test_one_stalled_download_does_not_freeze_everybody(
     *, tls: bool, folder: Path, certificate: Path
 ) -> None:
     put(folder / "big-1.0.0.bin", esp8266_image("big", "1.0.0", payload=bytes(1 << 20)))
-    with standing(site_of(folder), certificate if tls else None) as stand:
-        with stand.dial(receive_buffer=4096) as stalled:
-            stalled.send(request("/big/big-1.0.0.bin"))
-            assert stalled.head().status == 200
-            assert stand.is_fine()
+    ca = certificate if tls else None
+    with standing(site_of(folder), ca) as stand, stand.dial(receive_buffer=4096) as stalled:
+        stalled.send(request("/big/big-1.0.0.bin"))
+        assert stalled.head().status == 200
+        assert stand.is_fine()
 
 
 def test_300_devices_at_once_are_all_served_in_time(folder: Path) -> None:

@@ -159,11 +159,16 @@ def test_esp32_whose_sketch_forgot_to_bump_its_version_does_not_loop(
         assert device.last_headers["x-ota-reason"].startswith("same-image: ")
 
 
-def test_esp8266_asks_for_the_available_version_without_downloading(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("running", "available"), [("1.0.0", "1.10.0"), ("1.10.0", "1.10.0"), ("2.0.0", "2.0.0")]
+)
+def test_esp8266_asks_which_version_is_right_for_it_without_downloading(
+    running: str, available: str, folder: Path
+) -> None:
     with server_port(folder, None) as port:
-        device = esp8266(port)
-        assert (device.get_available_version(), device.last_error) == ("1.10.0", 0)
-        assert device.version == "1.0.0"
+        device = esp8266(port, running)
+        assert (device.get_available_version(), device.last_error) == (available, 0)
+        assert device.version == running
 
 
 def test_gzip_image_updates_an_esp8266(ca: Path | None, folder: Path) -> None:

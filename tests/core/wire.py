@@ -233,14 +233,20 @@ def started(
     log_path = directory / "log"
     with log_path.open("w") as log:
         process = subprocess.Popen(
-            command, env=env or {}, stdout=subprocess.PIPE, stderr=log, text=True, cwd=directory
+            command,
+            env=env or {},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            errors="surrogateescape",
+            cwd=directory,
         )
     with process:
         try:
             assert process.stdout is not None
             script = Script(process, log_path, process.stdout.readline(), ca)
             assert script.line, script.log
-            script.port = int(script.line.split("/ serves ")[0].rpartition(":")[2])
+            script.port = int(script.line.partition("/ serves ")[0].rpartition(":")[2])
             yield script
         finally:
             process.kill()
