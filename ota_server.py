@@ -262,7 +262,7 @@ def _esp8266(walk: _Walk) -> Facts:
         _sketch(walk)
     running = frozenset(md5.hexdigest() for md5 in md5s)
     tail = walk.peek(MAX_TAIL + 1)
-    if tail and int.from_bytes(tail[-4:], "little") != len(tail) - 4:  # signing.py: bytes, size
+    if tail and not 0 < int.from_bytes(tail[-4:], "little") == len(tail) - 4:  # signing.py
         raise ValueError(_TRAILING)
     return Facts("esp8266", running, int(mebibytes * (1 << 20)))
 
@@ -347,7 +347,8 @@ class Release:
     project: str
     version: Version
     kind: str  # "sketch" | "filesystem"
-    path: str
+    path: str  # of the file itself, where the listed name is a link
+    name: str  # as listed, without the folder
     identity: Identity
     facts: Facts = Facts()
 
@@ -360,11 +361,6 @@ class Release:
     def modified(self) -> int:
         """When the file was last written, UTC seconds."""
         return self.identity[3] // 1_000_000_000
-
-    @property
-    def name(self) -> str:
-        """The file's base name."""
-        return os.path.basename(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,7 +430,7 @@ def _promised(entry: os.DirEntry[str], folder: str, inside: str) -> Release:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("is no file")
-    return Release(folder or project, version, "sketch", path, identity_of(status))
+    return Release(folder or project, version, "sketch", path, entry.name, identity_of(status))
 
 
 def _entries(root: str) -> Iterator[tuple[os.DirEntry[str], str]]:
@@ -516,7 +512,8 @@ class DirectoryCatalog:
         if shelf is None:
             raise Refused(404, f"no project {shown(project)}: its files are called name-1.2.3.bin")
         if not shelf.whole and shelf.waiting:
-            raise Refused(503, f"{shown(project)} is still being checked: ask again in a moment")
+            reason = f"{shown(project)} is not checked yet: ask again; if it stays so, see the log"
+            raise Refused(503, reason)
         if not shelf.whole:
             reasons = "; ".join(shelf.broken)
             raise Refused(404, f"no file of {shown(project)} can be offered: {reasons}")
@@ -953,14 +950,14 @@ def image_reply(request: Request, release: Release, image: Image, cache: str) ->
     validators = (("ETag", etag), ("Last-Modified", modified), ("Cache-Control", cache))
     if is_not_modified(request.headers, etag, release.modified):
         return Reply(304, validators)
-    part = range(image.size)
+    part = None
     if request.method == "GET" and request.headers.get("if-range", etag) in {etag, modified}:
-        part = parse_range(request.headers.get("range", ""), image.size) or part
+        part = parse_range(request.headers.get("range", ""), image.size)
     coded = f"; filename*=UTF-8''{quote(release.name, errors='surrogateescape')}"
     name = f'attachment; filename="{plain(release.name)}"'
     headers = (
         ("Content-Type", "application/octet-stream"),
-        ("Content-Length", str(len(part))),
+        ("Content-Length", str(image.size if part is None else len(part))),
         ("Content-Disposition", name if plain(release.name) == release.name else name + coded),
         ("Accept-Ranges", "bytes"),
         ("x-MD5", image.md5),
@@ -968,8 +965,8 @@ def image_reply(request: Request, release: Release, image: Image, cache: str) ->
         ("x-version", str(release.version)),
         *validators,
     )
-    if len(part) == image.size:
-        return Reply(200, headers, image, part)
+    if part is None:
+        return Reply(200, headers, image, range(image.size))
     where = ("Content-Range", f"bytes {part.start}-{part.stop - 1}/{image.size}")
     return Reply(206, (*headers, where), image, part)
 

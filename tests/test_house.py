@@ -127,11 +127,11 @@ def test_a_section_uses_only_what_stands_above_it() -> None:
             for name in (target for target in node.targets if isinstance(target, ast.Name)):
                 defined[name.id] = section(node.lineno)
     notes: set[ast.AST] = set()
-    for node in ast.walk(TREE):
-        if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation:
-            notes.update(ast.walk(node.annotation))
-        if isinstance(node, Function) and node.returns:
-            notes.update(ast.walk(node.returns))
+    for each in ast.walk(TREE):
+        if isinstance(each, ast.arg | ast.AnnAssign) and each.annotation:
+            notes.update(ast.walk(each.annotation))
+        if isinstance(each, Function) and each.returns:
+            notes.update(ast.walk(each.returns))
     wrong = [
         f"{node.id} in line {node.lineno}"
         for node in ast.walk(TREE)

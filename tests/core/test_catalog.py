@@ -667,7 +667,7 @@ def test_project_not_yet_checked_is_503(folder: Path) -> None:
     catalog = DirectoryCatalog(str(folder))
     status, reason = refused(lambda: catalog.releases("firmware"))
     assert status == 503
-    assert "still being checked" in reason
+    assert "not checked yet" in reason
     assert catalog.projects() == ["firmware"]
 
 

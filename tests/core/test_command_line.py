@@ -36,7 +36,7 @@ from tests.data.make_images import esp32_image
 from tests.devices import Esp8266
 
 LOCAL = ("--host", "127.0.0.1", "--port", "0")
-SLOW = 4096  # bytes of receive buffer of a client that makes the server wait
+SLOW = 32768  # bytes of receive buffer of a client that makes the server wait
 CHECK = ("/firmware", "x-ESP8266-version: 1.0.0")
 
 
@@ -77,7 +77,7 @@ def serving(folder: Path, *options: str | Path, **more: Any) -> Iterator[Script]
 @pytest.fixture
 def big_folder(folder: Path) -> Path:
     """The firmware folder with a large image in it."""
-    put(folder / "big-1.0.0.bin", esp32_image("big", "1.0.0", payload=bytes(2 << 20)))
+    put(folder / "big-1.0.0.bin", esp32_image("big", "1.0.0", payload=bytes(1 << 20)))
     return folder
 
 
@@ -550,30 +550,51 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("handlers")
-def test_main_gives_back_0_after_sigterm(
-    folder: Path, certificate: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("host", ["127.0.0.1", ""], ids=["one-address", "all-addresses"])
+def test_main_rereads_the_certificate_and_gives_back_0_after_sigterm(
+    host: str,
+    folder: Path,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def stop() -> None:
-        output = ""
+    caplog.set_level("INFO", "ota")
+    pem = Path(shutil.copy(certificate, folder.parent / "ota.pem"))
+    output = folder.parent / "output"
+    monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "nobody-listens"))
+    ended = threading.Event()
 
-        def has_started() -> bool:
-            nonlocal output
-            output += capfd.readouterr().out
-            return "/ serves " in output
-
-        wait_until(has_started)
-        port = int(output.partition("/ serves ")[0].rpartition(":")[2])
-        with dial(port, certificate) as wire:
-            wire.ask()
+    def use() -> None:
+        wait_until(lambda: "\n" in output.read_text())
+        with dial(
+            int(output.read_text().partition("/ serves ")[0].rpartition(":")[2]), pem
+        ) as wire:
+            assert wire.ask().status == 200
         os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: any("was read again" in line for line in caplog.messages))
+        pem.write_text("broken")
+        os.kill(os.getpid(), signal.SIGHUP)
+        wait_until(lambda: any("stays as it was" in line for line in caplog.messages))
 
-    thread = threading.Thread(target=stop)
-    thread.start()
-    try:
-        assert ota_server.main(["--dir", str(folder), "--cert", str(certificate), *LOCAL]) == 0
-    finally:
-        thread.join(PATIENCE)
+    def use_and_stop() -> None:
+        try:
+            use()
+        finally:
+            if not ended.is_set():  # else nobody is left who expects the signal
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=use_and_stop)
+    put(folder / os.fsdecode(b"odd\xff-1.0.0.bin"), b"no image")
+    with output.open("w", encoding="utf-8", errors="strict") as stdout:  # as in most locales
+        monkeypatch.setattr(sys, "stdout", stdout)
+        thread.start()
+        try:
+            options = ["--dir", str(folder), "--cert", str(pem), "--host", host, "--port", "0"]
+            assert ota_server.main(options) == 0
+        finally:
+            ended.set()
+            thread.join(2 * PATIENCE)
+    assert output.read_text().count("\n") == 1
 
 
 @pytest.mark.usefixtures("handlers")
@@ -584,7 +605,10 @@ def test_main_gives_back_0_after_sigterm(
         (["--dir", ".", "--cert", "/nowhere"], "--cert /nowhere --key /nowhere: "),
         (["--dir", ".", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: "),
         (["--port", "70000"], "65535"),
+        (["--port", "high"], "--port"),
         (["--log", "loud"], "--log"),
+        (["--max-connections", "0"], "--max-connections"),
+        (["--dir", ".", "--cert", ota_server.__file__], "--cert "),
     ],
 )
 def test_main_ends_with_2_and_one_line(

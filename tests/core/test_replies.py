@@ -381,7 +381,7 @@ def test_image_comes_with_exactly_these_headers(opened: tuple[Release, Image]) -
 def test_file_name_is_safe_in_content_disposition(
     opened: tuple[Release, Image], name: str, disposition: str
 ) -> None:
-    release = dataclasses.replace(opened[0], path=f"/srv/firmware/{name}")
+    release = dataclasses.replace(opened[0], name=name)
     reply = image_reply(request_of("/firmware"), release, opened[1], "no-cache")
     assert dict(reply.headers)["Content-Disposition"] == f"attachment; {disposition}"
 
@@ -391,9 +391,7 @@ def test_file_name_is_safe_in_content_disposition(
 def test_head_never_holds_a_line_break_from_a_file_name(
     name: str, keep_alive: bool, now: int
 ) -> None:
-    release = Release(
-        "p", Version.parse("1.0.0"), "sketch", f"/srv/{name.replace('/', '')}", (1, 2, 3, 4)
-    )
+    release = Release("p", Version.parse("1.0.0"), "sketch", "/srv/p", name, (1, 2, 3, 4))
     with Path(os.devnull).open("rb", buffering=0) as file:
         image = Image(file, 3, "0" * 32, "1" * 64, release.identity)
         reply = image_reply(request_of("/p"), release, image, "no-cache")

@@ -79,8 +79,9 @@ def release(
     running: Sequence[str] = (),
 ) -> Release:
     facts = Facts(chip=chip, flash_size=flash_size, running=frozenset(running))
-    path = f"/firmware/app-{version}.bin"
-    return Release("app", Version.parse(version), kind, path, (1, 2, size, 3), facts)
+    name = f"app-{version}.bin"
+    identity = (1, 2, size, 3)
+    return Release("app", Version.parse(version), kind, f"/srv/{name}", name, identity, facts)
 
 
 def report(version: str = "", **told: object) -> Report:

@@ -19,7 +19,7 @@ import pytest
 import ota_server
 from tests.conftest import put, site_of
 from tests.core.wire import PATIENCE, Answer, Wire, client_context, request, standing
-from tests.data.make_images import esp32_image
+from tests.data.make_images import esp32_image, esp8266_image
 from tests.devices import Esp32
 
 APPLICATION_DATA = 23  # RFC 8446 5.1
@@ -32,15 +32,18 @@ VERSIONS = [
 
 
 @functools.cache
-def large_image() -> bytes:
+def large_image(chip: str = "esp32") -> bytes:
     """An image of some hundred records."""
-    return esp32_image("big", "2.0.0", payload=hashlib.shake_128(b"tls").digest(1 << 20))
+    payload = hashlib.shake_128(b"tls").digest(512 << 10)
+    make = functools.partial(esp8266_image if chip == "esp8266" else esp32_image, payload=payload)
+    return make("big", "2.0.0")
 
 
 @pytest.fixture
 def big_folder(folder: Path) -> Path:
     """The firmware folder with a large image in it."""
     put(folder / "big-2.0.0.bin", large_image())
+    put(folder / "big" / "esp8266-2.0.0.bin", large_image("esp8266"))
     return folder
 
 
@@ -110,16 +113,22 @@ def secure_wire(
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
-    ("agent", "limit"),
+    ("agent", "chip", "limit"),
     [
-        pytest.param("ESP8266-http-Update", ota_server.DEVICE_RECORD, id="ESP8266"),
-        pytest.param("ESP32-http-Update", ota_server.DEVICE_RECORD, id="ESP32"),
-        pytest.param("curl/8.5.0", 16384, id="other"),
+        pytest.param("ESP8266-http-Update", "esp8266", ota_server.DEVICE_RECORD, id="ESP8266"),
+        pytest.param("ESP32-http-Update", "esp32", ota_server.DEVICE_RECORD, id="ESP32"),
+        pytest.param("curl/8.5.0", "esp32", 16384, id="other"),
     ],
 )
 def test_records_are_as_small_as_the_client_needs(
-    version: ssl.TLSVersion, agent: str, limit: int, certificate: Path, big_folder: Path
+    version: ssl.TLSVersion,
+    agent: str,
+    chip: str,
+    limit: int,
+    certificate: Path,
+    big_folder: Path,
 ) -> None:
+    path = {"esp32": BIG, "esp8266": "/big/esp8266-2.0.0.bin"}[chip]
     context = client_context(certificate)
     context.maximum_version = version
     with (
@@ -127,8 +136,8 @@ def test_records_are_as_small_as_the_client_needs(
         relay(stand.port) as between,
         secure_wire(context, between.port) as wire,
     ):
-        answer = wire.ask(BIG, f"User-Agent: {agent}", "Connection: close")
-    assert answer.body == large_image()
+        answer = wire.ask(path, f"User-Agent: {agent}", "Connection: close")
+    assert answer.body == large_image(chip)
     assert max(between.records()) <= limit + OVERHEAD
     assert max(between.records()) >= limit // 2
 
