@@ -909,6 +909,7 @@ class Reply:
     headers: tuple[tuple[str, str], ...]  # as sent; Date, Server and Connection are added
     body: bytes | Image = b""
     part: range = range(0)  # the bytes of the Image that are sent
+    recipient: str = ""  # of the Image, for the log: MAC and IP address
 
 
 def body_reply(status: int, kind: str, body: bytes, *headers: tuple[str, str]) -> Reply:
@@ -1149,7 +1150,7 @@ def update(site: Site, request: Request) -> Reply:
     if request.headers.get("x-esp8266-mode") == "version":  # getAvailableVersion() knows only 200
         best = outcome if isinstance(outcome, Release) else report
         return Reply(200, (("x-version", str(best.version)), ("Content-Length", "0"), UNCACHED))
-    return _outcome_reply(site, request, outcome, "no-cache, no-transform")
+    return _decision_reply(site, request, Event(report, outcome), "no-cache, no-transform")
 
 
 def download(site: Site, request: Request) -> Reply:
@@ -1160,12 +1161,13 @@ def download(site: Site, request: Request) -> Reply:
     named = [release for release in releases if release.name == name]
     if not named:
         raise Refused(404, f"no file {shown(name)} of {shown(project)} can be offered")
-    outcome = choose(exact_chip(report, releases), named, SAFETY)
-    return _outcome_reply(site, request, outcome, "no-transform")
+    event = Event(report, choose(exact_chip(report, releases), named, SAFETY))
+    return _decision_reply(site, request, event, "no-transform")
 
 
-def _outcome_reply(site: Site, request: Request, outcome: Release | Objection, cache: str) -> Reply:
+def _decision_reply(site: Site, request: Request, event: Event, cache: str) -> Reply:
     """A decision as status and bytes; the file is open before anything is promised."""
+    outcome = event.outcome
     if isinstance(outcome, Objection):
         if outcome.deny:
             return refusal(Refused(403, str(outcome)))
@@ -1177,7 +1179,7 @@ def _outcome_reply(site: Site, request: Request, outcome: Release | Objection, c
     finally:
         if reply is None or reply.body is not image:
             image.file.close()
-    return reply
+    return replace(reply, recipient=f"{event.report.device or '-'} {request.peer}")
 
 
 # -- 10. Page: what a person sees ------------------------------------------------------------------
@@ -1353,7 +1355,7 @@ class Connection:
             yield from sending
             if unread:
                 yield from self._linger()
-            if not keep_alive:
+            if not keep_alive or self.server.draining:
                 return
             wait = limits.idle
 
@@ -1426,7 +1428,7 @@ class Connection:
             return self._send(data)
         is_device = request.headers.get("user-agent", "").startswith("ESP")
         record = DEVICE_RECORD if is_device else PIECE
-        return self._send_image(data, reply.body, reply.part, record)
+        return self._send_image(data, reply, record)
 
     def _send(self, data: bytes) -> Iterator[Wait]:
         view = memoryview(data)
@@ -1435,8 +1437,11 @@ class Connection:
             sent = yield from self._until(deadline, WRITE, self.socket.send, view)
             view = view[sent:]
 
-    def _send_image(self, head: bytes, image: Image, part: range, record: int) -> Iterator[Wait]:
+    def _send_image(self, head: bytes, reply: Reply, record: int) -> Iterator[Wait]:
         """Head and image. The first bytes of both leave together: an ESP32 waits only 100 ms."""
+        image, part, recipient = reply.body, reply.part, reply.recipient
+        assert isinstance(image, Image)
+        del reply  # its headers
         offset = turn = part.start
         try:
             buffer = SEND_BUFFER if self.server.tls is None else TLS_SEND_BUFFER
@@ -1457,7 +1462,7 @@ class Connection:
             count, name = offset - part.start, os.path.basename(str(image.file.name))
             level = logging.INFO if count == len(part) else logging.WARNING
             line = "%s was sent %d of %d bytes of %s"
-            log.log(level, line, self.peer, count, len(part), printable(name))
+            log.log(level, line, recipient, count, len(part), printable(name))
 
     def _push(self, image: Image, offset: int, stop: int, record: int) -> int:
         """Sends once; gives back how many bytes the kernel took. Nothing is held while it waits.

@@ -480,13 +480,15 @@ def test_log_tells_every_decision_in_one_line_with_the_mac(folder: Path) -> None
         device.update()
         device.update()
         Esp8266(image=image, mac=mac, free_space=100, **place).update()
-        wait_until(lambda: script.log.count(mac) == 3)
+        wait_until(lambda: script.log.count(mac) == 4)
         story = [line for line in script.log.splitlines() if mac in line]
     date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
     who = rf"{mac} 127\.0\.0\.1 firmware "
     assert re.fullmatch(rf"{date}INFO {who}1\.0\.0 -> 1\.10\.0", story[0])
-    assert re.fullmatch(rf"{date}INFO {who}1\.10\.0 stays, not-newer: .*", story[1])
-    assert re.fullmatch(rf"{date}WARNING {who}1\.0\.0 stays, too-big: .*", story[2])
+    sent = rf"{mac} 127\.0\.0\.1 was sent 5456 of 5456 bytes of firmware-1\.10\.0\.bin"
+    assert re.fullmatch(rf"{date}INFO {sent}", story[1])
+    assert re.fullmatch(rf"{date}INFO {who}1\.10\.0 stays, not-newer: .*", story[2])
+    assert re.fullmatch(rf"{date}WARNING {who}1\.0\.0 stays, too-big: .*", story[3])
 
 
 WEIRD = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -247,10 +248,11 @@ def test_log_tells_a_devices_story_in_one_line_a_decision(
         other = {"sensor": "/firmware", "firmware": "/sensor"}[project]
         make(port, "0.9.0", path=other).update()
     story = [line for line in caplog.messages if device.mac in line]
-    assert len(story) == 3
+    assert len(story) == 4
     assert story[0].endswith(f"127.0.0.1 {project} 1.0.0 -> 1.10.0")
-    assert f"{project} 1.10.0 stays, not-newer: " in story[1]
-    assert "stays, wrong-chip: " in story[2]
+    assert re.search(r"was sent (\d+) of \1 bytes of ", story[1])
+    assert f"{project} 1.10.0 stays, not-newer: " in story[2]
+    assert "stays, wrong-chip: " in story[3]
 
 
 def test_query_and_leading_path_segments_do_not_matter(folder: Path) -> None:
