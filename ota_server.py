@@ -73,6 +73,7 @@ DEVICE_RECORD = 4 * 1024  # bytes of a TLS record to a device, which must hold a
 COPIED_TAIL = 256 * 1024  # bytes at the end that sendfile never sends: see Connection._push()
 SEND_BUFFER = 64 * 1024  # bytes in the kernel per download, whose own choice would be 2.5 MB
 TLS_SEND_BUFFER = 32 * 1024  # the same under TLS
+DEFER_SECONDS = 5  # the kernel keeps a connection from us while it is silent
 SCAN_SECONDS = 1.0  # between two looks at the folder: changes are seen within 2 s
 SETTLE_NS = 100_000_000  # a file changed less than this long ago may still be written
 RETRY_SECONDS = 30  # what Retry-After says with a 503
@@ -122,6 +123,7 @@ class Version:
     text: str = field(compare=False)  # normal form: 1.2 becomes 1.2.0, v1.2.3 becomes 1.2.3
 
     @classmethod
+    @functools.lru_cache(maxsize=1024)  # a fleet says the same few again and again
     def parse(cls, text: str) -> Version:
         """The version that `text` names. ValueError: it names none; the message is a sentence."""
         match = _VERSION.fullmatch(text) if len(text) <= MAX_VERSION else None
@@ -651,6 +653,21 @@ class DirectoryCatalog:
 # -- 5. Reports: what a device says of itself ------------------------------------------------------
 
 ESP32_FAMILY = "some ESP32"  # no header tells which chip of the family it is
+_ESP8266_FIELDS, _ESP32_FIELDS = (
+    tuple(
+        f"x-{family}-{name}"
+        for name in (
+            "version",
+            "sta-mac",
+            "mode",
+            "free-space",
+            "chip-size",
+            "sketch-md5",
+            "sketch-sha256",
+        )
+    )
+    for family in ("esp8266", "esp32")
+)
 _SKETCH_MODES = frozenset(("", "sketch", "version"))
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}")
 
@@ -678,41 +695,40 @@ def read_report(project: str, headers: Mapping[str, str], address: str) -> Repor
         Refused: 400, a version or number in them cannot be read.
     """
     agent = headers.get("user-agent", "")
-    prefix, chip = "x-esp32-", None
+    chip = None
+    names = _ESP32_FIELDS
     if "x-esp8266-version" in headers or "x-esp8266-sta-mac" in headers:
-        prefix, chip = "x-esp8266-", "esp8266"
+        names, chip = _ESP8266_FIELDS, "esp8266"
     elif "x-esp32-version" in headers or "x-esp32-sta-mac" in headers:
         chip = ESP32_FAMILY
     if agent.startswith("ESP32"):  # its own code may send the only header that S1 knows
         chip = ESP32_FAMILY
     elif agent.startswith("ESP8266"):  # all that is left after a redirect
         chip = "esp8266"
-    told = {name: headers.get(prefix + name) for name in ("version", "sta-mac", "sketch-md5")}
+    running, mac, mode, space, flash, md5, sha256 = map(headers.get, names)
     try:
-        version = Version.parse(told["version"]) if told["version"] else None
+        version = Version.parse(running) if running else None
     except ValueError as err:
-        raise Refused(400, f"{prefix}version: {err}") from err
-    mac, md5 = told["sta-mac"] or "", told["sketch-md5"] or ""
+        raise Refused(400, f"{names[0]}: {err}") from err
     return Report(
-        project=project,
-        address=address,
-        version=version,
-        device=mac.upper() if _MAC.fullmatch(mac) else None,
-        chip=chip,
-        kind="sketch" if headers.get(prefix + "mode", "") in _SKETCH_MODES else "filesystem",
-        free_space=_bytes(headers, prefix + "free-space"),
-        chip_size=_bytes(headers, prefix + "chip-size"),
-        sketch_md5=md5.lower() or None,
-        sketch_sha256=headers.get(prefix + "sketch-sha256", "").lower() or None,
+        project,
+        address,
+        version,
+        mac.upper() if mac and _MAC.fullmatch(mac) else None,
+        chip,
+        "sketch" if mode is None or mode in _SKETCH_MODES else "filesystem",
+        None if space is None else _bytes(names[3], space),
+        None if flash is None else _bytes(names[4], flash),
+        md5.lower() if md5 else None,
+        sha256.lower() if sha256 else None,
     )
 
 
-def _bytes(headers: Mapping[str, str], name: str) -> int | None:
+def _bytes(name: str, text: str) -> int:
     """A field that counts bytes."""
-    text = headers.get(name)
-    if text is not None and not re.fullmatch("[0-9]{1,15}", text):
+    if not (text.isdecimal() and text.isascii() and len(text) < 16):
         raise Refused(400, f"{name}: {shown(text)} is no number of bytes")
-    return None if text is None else int(text)
+    return int(text)
 
 
 # -- 6. Rules: who gets what -----------------------------------------------------------------------
@@ -798,12 +814,19 @@ def choose(
         found = [objection for rule in rules if (objection := rule(report, release))]
         if not found and not closed:
             return release
-        denials = [objection for objection in found if objection.deny]
+        denials = []
+        for objection in found:
+            closed = closed or objection.final
+            if objection.deny:
+                denials.append(objection)
         objections += denials or found
-        closed = closed or any(objection.final for objection in found)
         if closed and not denials:
             break
-    return min(objections, key=lambda each: (not (each.deny and each.final), each.deny))
+    return (
+        objections[0]
+        if len(objections) == 1
+        else min(objections, key=lambda each: (not (each.deny and each.final), each.deny))
+    )
 
 
 # -- 7. Requests: bytes become a Request -----------------------------------------------------------
@@ -855,19 +878,26 @@ def parse_head(head: bytes, peer: str, *, secure: bool = False) -> Request:
     method, target, http, fields = match.groups()
     if http not in {"1.1", "1.0"}:
         raise Refused(505, f"HTTP/{http} is not spoken here: use HTTP/1.1")
-    headers: dict[str, str] = {}
-    for name, value in _FIELD.findall(fields):
-        key = name.lower()
-        if key in headers and (key in _SINGLE or key.startswith("x-esp")):
-            raise Refused(400, f"the field {shown(name)} stands twice in the head")
-        value = value.rstrip("\t ")  # noqa: PLW2901
-        headers[key] = f"{headers[key]}, {value}" if key in headers else value
+    pairs = _FIELD.findall(fields)
+    headers = {name.lower(): value.rstrip("\t ") for name, value in pairs}
+    if len(headers) < len(pairs):
+        headers = _joined(pairs)
     path, query = _read_target(method, target, headers, http)
     options = headers.get("connection", "").lower()
     stays = http == "1.1" or "keep-alive" in options
     keep_alive = stays and "close" not in options and "expect" not in headers
     size = _body_size(headers, http)
     return Request(method, path, query, headers, peer, secure, keep_alive, size)
+
+
+def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Fields, repeated ones joined by commas: RFC 9110 5.3. Refused: 400, one must not repeat."""
+    headers: dict[str, str] = {}
+    for name, value in ((name.lower(), value.rstrip("\t ")) for name, value in pairs):
+        if name in headers and (name in _SINGLE or name.startswith("x-esp")):
+            raise Refused(400, f"the field {shown(name)} stands twice in the head")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
 
 
 def _read_target(method: str, target: str, headers: dict[str, str], http: str) -> tuple[str, str]:
@@ -880,20 +910,23 @@ def _read_target(method: str, target: str, headers: dict[str, str], http: str) -
         raise Refused(400, "HTTP/1.1 needs one Host field, a host name with an optional port")
     if authority:
         headers["host"] = authority
-    path = unquote(path, errors="surrogateescape") or "/"
-    if any(char < " " or char == "\x7f" for char in path):
-        raise Refused(400, "the request target holds a control character")
-    return path, query
+    if "%" in path:
+        path = unquote(path, errors="surrogateescape")
+        if any(char < " " or char == "\x7f" for char in path):
+            raise Refused(400, "the request target holds a control character")
+    return path or "/", query
 
 
 def _body_size(headers: Mapping[str, str], http: str) -> int:
     """Bytes of body behind the head: RFC 9112 6.3, where nothing may be ambiguous."""
-    length = headers.get("content-length", "0")
+    length = headers.get("content-length")
+    if length is None and "transfer-encoding" not in headers:
+        return 0
     if "transfer-encoding" in headers:
         if "content-length" in headers or http == "1.0":
             raise Refused(400, "Transfer-Encoding together with Content-Length or HTTP/1.0")
         raise Refused(501, "Transfer-Encoding is not read here: send a Content-Length")
-    if not re.fullmatch("[0-9]{1,15}", length):
+    if length is None or not (length.isdecimal() and length.isascii() and len(length) < 16):
         raise Refused(400, "Content-Length is no number")
     return int(length)
 
@@ -937,6 +970,8 @@ def refusal(refused: Refused) -> Reply:
 
 def plain(text: str) -> str:
     """Text that can stand in a field, also between quotes: one line of ASCII."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return text
     return "".join(char if " " <= char <= "~" and char not in '"\\' else "?" for char in text)
 
 
@@ -1013,10 +1048,13 @@ def parse_range(text: str, size: int) -> range | None:
 _date = functools.lru_cache(maxsize=1)(functools.partial(formatdate, usegmt=True))
 
 
+_STATUS_LINES = {int(status): f"HTTP/1.1 {int(status)} {status.phrase}" for status in HTTPStatus}
+
+
 def render(reply: Reply, now: float, *, keep_alive: bool = False) -> bytes:
     """A reply's head and, if it is in memory, its body; `now` is UTC seconds."""
     lines = [
-        f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}",
+        _STATUS_LINES[reply.status],
         *map(": ".join, reply.headers),
         f"Date: {_date(int(now))}",
         "Server: ota-server",
@@ -1080,7 +1118,10 @@ class Site:
 
     def route(self, path: str) -> Route:
         """The route of a path."""
-        return next(route for route in self.routes if route.pattern.fullmatch(path))
+        for route in self.routes:
+            if route.pattern.fullmatch(path):
+                return route
+        raise Refused(404, "nothing is here")
 
 
 def decide(site: Site, report: Report) -> Release | Objection:
@@ -1104,9 +1145,11 @@ def log_decision(event: Event) -> None:
     """One line a decision, so that `grep <mac>` tells a device's story."""
     report, outcome = event.report, event.outcome
     fine = isinstance(outcome, Release) or outcome.final
-    verdict = f"-> {outcome.version}" if isinstance(outcome, Release) else f"stays, {outcome}"
-    who = (report.device or "-", report.address, printable(report.project), report.version)
-    log.log(logging.INFO if fine else logging.WARNING, "%s %s %s %s %s", *who, verdict)
+    level = logging.INFO if fine else logging.WARNING
+    if log.isEnabledFor(level):
+        verdict = f"-> {outcome.version}" if isinstance(outcome, Release) else f"stays, {outcome}"
+        who = (report.device or "-", report.address, printable(report.project), report.version)
+        log.log(level, "%s %s %s %s %s", *who, verdict)
 
 
 def answer(site: Site, request: Request) -> Reply:
@@ -1265,6 +1308,7 @@ def build_site(config: Config, catalog: Catalog) -> Site:
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 NEVER = float("inf")  # monotonic seconds
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 Wait = tuple[int, float]  # READ, WRITE or 0 for neither; until when, monotonic seconds
 
 
@@ -1346,8 +1390,10 @@ class Connection:
                 yield from self._send(render(refusal(refused), time.time()))
                 yield from self._linger()
                 return
-            blocking = self.server.site.route(request.path).blocking
-            reply = (yield request) if blocking else answer(self.server.site, request)
+            if self.server.blocks(request.path):
+                reply = yield request
+            else:
+                reply = answer(self.server.site, request)
             keep_alive = request.keep_alive and not self.server.draining
             unread = not keep_alive and request.body_size > 0
             sending = self._sending(request, reply, keep_alive=keep_alive)
@@ -1367,11 +1413,12 @@ class Connection:
             try:
                 return call(*args)
             except BlockingIOError:
-                yield event, deadline
+                wanted = event
             except ssl.SSLWantReadError:
-                yield READ, deadline
+                wanted = READ
             except ssl.SSLWantWriteError:
-                yield WRITE, deadline
+                wanted = WRITE
+            yield wanted, deadline  # not inside except: what waits would hold on to the exception
 
     def _receive(self, deadline: float) -> Generator[Wait, None, Any]:
         """Some bytes; none once the client has closed, with or without close_notify."""
@@ -1390,7 +1437,10 @@ class Connection:
             if _NO_HEAD.search(rest):
                 raise Refused(400, "this is no HTTP request with CR LF line ends")
             self.idle = not rest
-            more = yield from self._receive(deadline)
+            try:  # it is there already, nearly always
+                more = self.socket.recv(MAX_HEAD)
+            except WOULD_BLOCK:
+                more = yield from self._receive(deadline)
             if not more:
                 return b"", b""
             if self.idle:  # the head has begun
@@ -1431,7 +1481,10 @@ class Connection:
         return self._send_image(data, reply, record)
 
     def _send(self, data: bytes) -> Iterator[Wait]:
-        view = memoryview(data)
+        try:  # there is room for it, nearly always
+            view = memoryview(data)[self.socket.send(data) :]
+        except WOULD_BLOCK:
+            view = memoryview(data)
         while view:
             deadline = time.monotonic() + self.server.limits.progress
             sent = yield from self._until(deadline, WRITE, self.socket.send, view)
@@ -1450,13 +1503,17 @@ class Connection:
             yield from self._send(head + piece)
             offset += len(piece)
             del head, piece
+            deadline = time.monotonic() + self.server.limits.progress
             while offset < part.stop:
-                deadline = time.monotonic() + self.server.limits.progress
-                if offset - turn >= TURN:
+                try:
+                    sent = self._push(image, offset, part.stop, record)
+                    deadline = time.monotonic() + self.server.limits.progress
+                except WOULD_BLOCK:  # for room; after except, as what waits would hold on to it
+                    sent = 0
+                offset += sent
+                if not sent or offset - turn >= TURN:
                     turn = offset
                     yield WRITE, deadline
-                push = self._push, image, offset, part.stop, record
-                offset += yield from self._until(deadline, WRITE, *push)
         finally:
             image.file.close()
             count, name = offset - part.start, os.path.basename(str(image.file.name))
@@ -1516,7 +1573,8 @@ class Server(ThreadingHTTPServer):
         self.limits = limits or Limits()
         self.draining = False
         self._selector = selector or selectors.DefaultSelector()
-        self._connections: set[Connection] = set()
+        self._blocking = [route.pattern for route in site.routes if route.blocking]
+        self._connections: set[Connection] = set()  # that wait for something
         self._waiting: deque[tuple[Connection, Request]] = deque()  # for a thread
         self._answered: deque[tuple[Connection, Reply]] = deque()
         self._thinking = 0  # threads
@@ -1541,6 +1599,8 @@ class Server(ThreadingHTTPServer):
 
     def server_activate(self) -> None:
         """Listens, with room for a building that has its power back."""
+        if hasattr(socket, "TCP_DEFER_ACCEPT"):  # Linux wakes us only when a head has come
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
         self.socket.listen(BACKLOG)
         self.socket.setblocking(False)
 
@@ -1580,6 +1640,10 @@ class Server(ThreadingHTTPServer):
         self._wake()
         self._ended.wait()
 
+    def blocks(self, path: str) -> bool:
+        """Whether the endpoint of this path needs a thread."""
+        return any(pattern.fullmatch(path) for pattern in self._blocking)
+
     def take_back(self, connection: Connection, reply: Reply) -> None:
         """Takes the reply that a thread found."""
         self._answered.append((connection, reply))
@@ -1604,7 +1668,6 @@ class Server(ThreadingHTTPServer):
             except OSError as err:  # such as EMFILE; without a pause the loop would spin
                 return self._pause(f"connections cannot be accepted: {err.strerror}")
             connection = Connection(self, client, str(address[0]).removeprefix("::ffff:"))
-            self._connections.add(connection)
             self._advance(connection)
         return None
 
@@ -1621,7 +1684,7 @@ class Server(ThreadingHTTPServer):
         try:
             wanted = connection.steps.send(reply)
         except StopIteration:
-            return self._close(connection)
+            return self._close(connection) if connection in self._connections else None
         except Exception:
             log.exception("%s: the connection failed", connection.peer)
             return self._close(connection)
@@ -1629,6 +1692,7 @@ class Server(ThreadingHTTPServer):
             self._waiting.append((connection, wanted))
             wanted = (0, NEVER)
         events, connection.deadline = wanted
+        self._connections.add(connection)
         return self._watch(connection, events)
 
     def _watch(self, connection: Connection, events: int) -> None:

@@ -539,6 +539,9 @@ def test_process_out_of_descriptors_recovers(folder: Path) -> None:
         script.wait_for("/firmware", "x-ESP8266-version: 1.0.0")
         with ExitStack() as stack:
             wires = [stack.enter_context(script.dial()) for _ in range(60)]
+            assert wires[0].check().status == 200
+            for wire in wires[1:]:
+                wire.send(b"G")  # who is silent costs no descriptor
             wait_until(lambda: "Too many open files" in script.log)
             assert wires[0].ask().status == 200
             assert wires[0].check().status == 503  # no descriptor for the image, and it says so
