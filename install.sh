@@ -73,7 +73,7 @@ make_user() {
 take_back_firmware() {
     if [ -n "$DESTDIR" ]; then return; fi
     if [ -n "$(find "$FIRMWARE" -prune -group root -perm -2000)" ]; then
-        find "$FIRMWARE" -group root -exec chgrp "$NAME" {} +
+        find "$FIRMWARE" -group root -exec chgrp -h "$NAME" {} +
     fi
 }
 
@@ -171,7 +171,7 @@ install_all() {
 
 remove_user() {
     # Kept firmware must not fall to the next group that gets this number.
-    find "$FIRMWARE" -group "$NAME" -exec chgrp root {} + 2>/dev/null || :
+    find "$FIRMWARE" -group "$NAME" -exec chgrp -h root {} + 2>/dev/null || :
     if id -u "$NAME" >/dev/null 2>&1; then
         if has userdel; then userdel "$NAME"; else deluser "$NAME"; fi
     fi

@@ -45,7 +45,7 @@ from email.utils import formatdate, parsedate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import FileIO
-from itertools import chain, zip_longest
+from itertools import chain, count, zip_longest
 from math import nan
 from typing import Any, NoReturn, Protocol
 from urllib.parse import quote, unquote
@@ -66,6 +66,7 @@ MAX_FILES = 40_000  # open at once; even where the system sets no limit
 MAX_THREADS = 32  # endpoints that block, at once; more wait their turn
 BACKLOG = 4096  # connections the kernel keeps for us; 5, the standard, lost 162 of 300 devices
 ACCEPT_BURST = 64  # connections accepted before the open ones get their turn again
+REQUESTS = 16  # answered on one connection before the others get their turn
 CHUNK = 64 * 1024  # bytes read at once while a file is checked
 TURN = 256 * 1024  # bytes one download sends before the others get their turn
 PIECE = 16 * 1024  # bytes sent by copy at once; a TLS record holds no more
@@ -76,8 +77,11 @@ TLS_SEND_BUFFER = 32 * 1024  # the same under TLS
 DEFER_SECONDS = 1  # the kernel keeps a connection from us while it is silent
 SCAN_SECONDS = 1.0  # between two looks at the folder: changes are seen within 2 s
 SETTLE_NS = 100_000_000  # a file changed less than this long ago may still be written
+COARSE_SETTLE_NS = 2_100_000_000  # the same where mtime is a whole second: FAT counts in twos
 RETRY_SECONDS = 30  # what Retry-After says with a 503
 COMPLAIN_SECONDS = 60  # between two lines about the same trouble
+
+STARVED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # there is just no room
 
 log = logging.getLogger("ota")
 
@@ -335,10 +339,13 @@ def inspect(file: FileIO) -> Facts:
 
 # -- 4. Catalog: which releases there are ----------------------------------------------------------
 
-Identity = tuple[int, int, int, int]  # device, inode, size in bytes, mtime in ns: the same bytes
+# Device, inode, size in bytes, mtime and ctime in ns: as long as they stay, so do the bytes. ctime
+# because touch -r, cp -p and rsync --times set mtime back: docs/decisions/0005-what-a-file-is.md.
+Identity = tuple[int, int, int, int, int]
 _NAME = r"(?:(?P<project>.+{})[-_ ])?(?P<version>[vV]?[0-9]+\.[0-9]+{})"
 _RELEASE_NAME = re.compile(_NAME.format("", r"(?:\.[0-9]+)?(?:\+.*)?"))
 _OTHER_NAME = re.compile(_NAME.format("?", ".*"))
+_VERSION_INSIDE = re.compile(r"[vV]?[0-9]+\.[0-9.]+|(?:.*[-_ ])?[vV]?[0-9]+\.[0-9.]+[-+].*")
 _OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link, no pipe
 
 
@@ -376,8 +383,8 @@ class Image:
     identity: Identity
 
     def is_unchanged(self) -> bool:
-        """Whether the file still holds the checked bytes; not so once it is rewritten in place."""
-        return identity_of(os.fstat(self.file.fileno())) == self.identity
+        """Whether the file still holds the checked bytes; a rename may have changed its ctime."""
+        return identity_of(os.fstat(self.file.fileno()))[:4] == self.identity[:4]
 
 
 class Catalog(Protocol):
@@ -395,7 +402,8 @@ class Catalog(Protocol):
 
 def identity_of(status: os.stat_result) -> Identity:
     """What stays the same as long as a file's bytes do."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, *times
 
 
 def read_name(stem: str) -> tuple[str, Version]:
@@ -407,6 +415,8 @@ def read_name(stem: str) -> tuple[str, Version]:
     match = _RELEASE_NAME.fullmatch(stem) or _OTHER_NAME.fullmatch(stem)
     if match is None:
         raise ValueError("has no version in its name, such as name-1.2.3.bin")
+    if _VERSION_INSIDE.fullmatch(match["project"] or ""):
+        raise ValueError("has two versions in its name")
     try:
         return match["project"] or "", Version.parse(match["version"])
     except ValueError as err:
@@ -441,7 +451,9 @@ def _entries(root: str) -> Iterator[tuple[os.DirEntry[str], str]]:
         try:
             is_folder = entry.is_dir() and not entry.name.startswith(".")
             inner = os.scandir(os.path.realpath(entry.path)) if is_folder else None
-        except OSError:  # as _promised() will say
+        except OSError as err:  # as _promised() will say
+            if err.errno in STARVED:
+                raise
             inner = None
         yield from ((entry, ""),) if inner is None else ((file, entry.name) for file in inner)
 
@@ -529,7 +541,7 @@ class DirectoryCatalog:
             raise Refused(503, f"{release.name} {_reason(err)}") from err
         facts = release.facts
         image = Image(file, release.size, facts.md5, facts.sha256, release.identity)
-        if not image.is_unchanged():
+        if identity_of(os.fstat(file.fileno())) != release.identity:
             file.close()
             raise Refused(503, f"{release.name} is just being replaced: ask again in a moment")
         return image
@@ -540,6 +552,9 @@ class DirectoryCatalog:
         try:
             self._list()
         except OSError as err:
+            if err.errno in STARVED:  # says nothing of the folder: what was known stays
+                self._tell(logging.WARNING, self._directory, _reason(err))
+                return True
             if not self._outage:
                 log.error("the firmware folder %s %s", self._directory, _reason(err))  # noqa: TRY400
             self._outage = "the firmware folder cannot be read just now: ask again later"
@@ -607,7 +622,8 @@ class DirectoryCatalog:
 
     def _check(self, release: Release) -> None:
         """Finds the facts of one file, unless it is still changing."""
-        if abs(time.time_ns() - release.identity[3]) < SETTLE_NS:
+        age = abs(time.time_ns() - release.identity[3])
+        if age < (COARSE_SETTLE_NS if release.identity[3] % 1_000_000_000 == 0 else SETTLE_NS):
             return  # clocks of file systems are coarse: one more write could leave mtime as it is
         facts: Facts | str
         try:
@@ -621,6 +637,7 @@ class DirectoryCatalog:
         except OSError as err:  # not remembered: a chmod does not change the identity
             self._tell(logging.WARNING, release.path, _reason(err))
             return
+        self._told.pop(release.path, None)
         if isinstance(facts, str):
             self._tell(logging.WARNING, release.path, facts)
         self._facts[release.identity] = facts
@@ -653,6 +670,7 @@ class DirectoryCatalog:
 # -- 5. Reports: what a device says of itself ------------------------------------------------------
 
 ESP32_FAMILY = "some ESP32"  # no header tells which chip of the family it is
+UNKNOWN_ESP32 = "an ESP32 that does not say which, and this project has several"
 _ESP8266_FIELDS, _ESP32_FIELDS = (
     tuple(
         f"x-{family}-{name}"
@@ -844,7 +862,9 @@ _TARGET = re.compile(
     rf"(?:[Hh][Tt][Tt][Pp][Ss]?://({_HOST}))?(/{_PCHARS.format('')})?(?:\?({_PCHARS.format('?')}))?"
 )
 _VALID_HOST = re.compile(_HOST)
-_NO_HEAD = re.compile(rb"(?<!\r)\n|\A[^!-~]")  # a bare LF, TLS or other bytes: will never be one
+_NO_HEAD = re.compile(
+    rb"(?<!\r)\n|\A(?!\r\Z)[^!-~]"
+)  # a bare LF, TLS or other bytes: will never be one
 _SINGLE = frozenset(  # fields that must not repeat; others are joined by commas, RFC 9110 5.3
     ("authorization", "content-length", "content-type", "expect", "host", "if-modified-since",
      "if-range", "if-unmodified-since", "range", "transfer-encoding", "user-agent")
@@ -1034,7 +1054,7 @@ def parse_range(text: str, size: int) -> range | None:
     Raises:
         Refused: 416, it begins behind the end (RFC 9110 14.1.2, 15.5.17).
     """
-    match = re.fullmatch(r"(?i)bytes=([0-9]{0,15})-([0-9]{0,15})", text.strip())
+    match = re.fullmatch(r"(?i)bytes=([0-9]{0,99})-([0-9]{0,99})", text.strip())
     first, last = match.groups() if match else ("", "")
     if first == last == "" or (first and last and int(last) < int(first)):
         return None
@@ -1133,12 +1153,18 @@ def decide(site: Site, report: Report) -> Release | Objection:
     return outcome
 
 
-def exact_chip(report: Report, releases: Iterable[Release]) -> Report:
-    """The report, with the very chip of an ESP32 that runs one of `releases`."""
-    for release in releases if report.sketch_sha256 else ():
+def exact_chip(report: Report, releases: Sequence[Release]) -> Report:
+    """The report, with the very chip of an ESP32 that runs one of `releases`.
+
+    Where they are for several chips and it runs none of them, nobody knows which it needs.
+    """
+    if report.chip != ESP32_FAMILY:
+        return report
+    for release in releases:
         if report.sketch_sha256 in release.facts.running:
             return replace(report, chip=release.facts.chip)
-    return report
+    several = len({release.facts.chip for release in releases} - {"esp8266"}) > 1
+    return replace(report, chip=UNKNOWN_ESP32) if several else report
 
 
 def log_decision(event: Event) -> None:
@@ -1204,7 +1230,9 @@ def download(site: Site, request: Request) -> Reply:
     named = [release for release in releases if release.name == name]
     if not named:
         raise Refused(404, f"no file {shown(name)} of {shown(project)} can be offered")
-    event = Event(report, choose(exact_chip(report, releases), named, SAFETY))
+    exact = exact_chip(report, releases)
+    asked = report if exact.chip == UNKNOWN_ESP32 else exact  # the URL says which chip
+    event = Event(report, choose(asked, named, SAFETY))
     return _decision_reply(site, request, event, "no-transform")
 
 
@@ -1340,7 +1368,7 @@ class Connection:
         self.peer = peer  # IP address
         self.events = 0  # what the selector watches for it
         self.deadline = NEVER
-        self.idle = False  # between two requests, where nobody misses it
+        self.idle = True  # no request of it is being answered: nobody misses it
         self.steps = self._talk()
 
     def _talk(self) -> Generator[Wait | Request, Reply | None, None]:
@@ -1376,10 +1404,10 @@ class Connection:
     def _serve(self, limits: Limits) -> Generator[Wait | Request, Reply | None, None]:
         """Requests and replies, until one of the two sides has had enough."""
         rest = b""
-        wait = limits.head  # a new connection comes with its head
-        while True:
+        for served in count():
+            self.idle = True
             try:
-                head, rest = yield from self._receive_head(rest, wait)
+                head, rest = yield from self._receive_head(rest, fresh=not served)
                 if not head:
                     return
                 request = parse_head(head, self.peer, secure=self.server.tls is not None)
@@ -1388,22 +1416,24 @@ class Connection:
             except Refused as refused:
                 log.info("%s refused, %s: %s", self.peer, refused.status, refused.reason)
                 yield from self._send(render(refusal(refused), time.time()))
-                yield from self._linger()
+                yield from self._linger(limits.linger)
                 return
-            if self.server.blocks(request.path):
-                reply = yield request
-            else:
-                reply = answer(self.server.site, request)
+            self.idle = False
+            blocking = self.server.site.route(request.path).blocking
+            reply = (yield request) if blocking else answer(self.server.site, request)
+            assert reply is not None
             keep_alive = request.keep_alive and not self.server.draining
-            unread = not keep_alive and request.body_size > 0
+            is_image = isinstance(reply.body, Image)
+            unread = not request.keep_alive and request.body_size > 0
             sending = self._sending(request, reply, keep_alive=keep_alive)
             del head, request, reply  # while a slow device reads, as little as possible stays
             yield from sending
-            if unread:
-                yield from self._linger()
             if not keep_alive or self.server.draining:
+                if (is_image or unread) and not self.server.draining:
+                    yield from self._linger(limits.progress if is_image else limits.linger)
                 return
-            wait = limits.idle
+            if served % REQUESTS == REQUESTS - 1:
+                yield WRITE, time.monotonic() + limits.progress
 
     def _until(
         self, deadline: float, event: int, call: Callable[..., Any], *args: Any
@@ -1424,9 +1454,13 @@ class Connection:
         """Some bytes; none once the client has closed, with or without close_notify."""
         return self._until(deadline, READ, self.socket.recv, MAX_HEAD)
 
-    def _receive_head(self, rest: bytes, wait: float) -> Generator[Wait, None, tuple[bytes, bytes]]:
+    def _receive_head(
+        self, rest: bytes, *, fresh: bool
+    ) -> Generator[Wait, None, tuple[bytes, bytes]]:
         """A head, and what came behind it; no head if the client has gone. Refused: 400, 431."""
-        deadline = time.monotonic() + wait
+        limits = self.server.limits
+        begun = fresh  # a new connection comes with its head
+        deadline = time.monotonic() + (limits.head if fresh else limits.idle)
         while True:
             rest = rest.removeprefix(b"\r\n")  # RFC 9112 2.2
             end = rest.find(b"\r\n\r\n") + 4
@@ -1436,16 +1470,15 @@ class Connection:
                 return rest[:end], rest[end:]
             if _NO_HEAD.search(rest):
                 raise Refused(400, "this is no HTTP request with CR LF line ends")
-            self.idle = not rest
             try:  # it is there already, nearly always
                 more = self.socket.recv(MAX_HEAD)
             except WOULD_BLOCK:
                 more = yield from self._receive(deadline)
             if not more:
                 return b"", b""
-            if self.idle:  # the head has begun
-                deadline = time.monotonic() + self.server.limits.head
-            self.idle = False
+            if not begun and more.strip(b"\r\n"):
+                begun = True
+                deadline = time.monotonic() + limits.head
             rest += more
 
     def _drop_body(self, size: int, rest: bytes) -> Generator[Wait, None, bytes]:
@@ -1453,13 +1486,17 @@ class Connection:
         if size > MAX_BODY:
             raise Refused(413, "nothing here takes a body")
         deadline = time.monotonic() + self.server.limits.head
-        while len(rest) < size and (more := (yield from self._receive(deadline))):
+        while len(rest) < size:
+            more = yield from self._receive(deadline)
+            if not more:
+                raise Refused(400, "the body is shorter than its Content-Length")
             rest += more
         return rest[size:]
 
-    def _linger(self) -> Generator[Wait, None, None]:
-        """Lets a refused client read why: a close with bytes unread resets the connection."""
-        deadline = time.monotonic() + self.server.limits.linger
+    def _linger(self, seconds: float) -> Generator[Wait, None, None]:
+        """Waits until the client has read: a close with bytes unread would reset the connection."""
+        self.idle = True
+        deadline = time.monotonic() + seconds
         self._end_tls()
         plain_socket = socket.socket  # what is read now is below the TLS layer
         plain_socket.shutdown(self.socket, socket.SHUT_WR)
@@ -1468,11 +1505,8 @@ class Connection:
             if not (yield from self._until(deadline, READ, *receive)):
                 return
 
-    def _sending(
-        self, request: Request, reply: Reply | None, *, keep_alive: bool
-    ) -> Iterator[Wait]:
+    def _sending(self, request: Request, reply: Reply, *, keep_alive: bool) -> Iterator[Wait]:
         """The generator that sends the reply."""
-        assert reply is not None
         data = render(reply, time.time(), keep_alive=keep_alive)
         if not isinstance(reply.body, Image):
             return self._send(data)
@@ -1508,12 +1542,13 @@ class Connection:
                 try:
                     sent = self._push(image, offset, part.stop, record)
                     deadline = time.monotonic() + self.server.limits.progress
-                except WOULD_BLOCK:  # for room; after except, as what waits would hold on to it
-                    sent = 0
+                    event = WRITE
+                except WOULD_BLOCK as err:
+                    sent, event = 0, READ if isinstance(err, ssl.SSLWantReadError) else WRITE
                 offset += sent
                 if not sent or offset - turn >= TURN:
                     turn = offset
-                    yield WRITE, deadline
+                    yield event, deadline  # not inside except: it would hold on to the exception
         finally:
             image.file.close()
             count, name = offset - part.start, os.path.basename(str(image.file.name))
@@ -1544,6 +1579,7 @@ class Connection:
         image.file.seek(offset)
         piece = image.file.read(size)
         if len(piece) < size or not image.is_unchanged():
+            log.warning("%s changed while it was sent", printable(str(image.file.name)))
             raise ConnectionAbortedError("the file was rewritten: rather no image than a mixed one")
         return piece
 
@@ -1573,7 +1609,6 @@ class Server(ThreadingHTTPServer):
         self.limits = limits or Limits()
         self.draining = False
         self._selector = selector or selectors.DefaultSelector()
-        self._blocking = [route.pattern for route in site.routes if route.blocking]
         self._connections: set[Connection] = set()  # that wait for something
         self._waiting: deque[tuple[Connection, Request]] = deque()  # for a thread
         self._answered: deque[tuple[Connection, Reply]] = deque()
@@ -1590,7 +1625,8 @@ class Server(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """Binds; without the standard one's name look-up, which hangs where DNS is dead."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)  # Windows, others
+        self.socket.setsockopt(socket.SOL_SOCKET, exclusive, 1)
         if self.address_family == socket.AF_INET6 and not self.site.config.host:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         self.socket.bind(self.server_address)
@@ -1640,10 +1676,6 @@ class Server(ThreadingHTTPServer):
         self._wake()
         self._ended.wait()
 
-    def blocks(self, path: str) -> bool:
-        """Whether the endpoint of this path needs a thread."""
-        return any(pattern.fullmatch(path) for pattern in self._blocking)
-
     def take_back(self, connection: Connection, reply: Reply) -> None:
         """Takes the reply that a thread found."""
         self._answered.append((connection, reply))
@@ -1675,6 +1707,11 @@ class Server(ThreadingHTTPServer):
         """Leaves new connections in the backlog for a tick or until one closes; seldom says so."""
         now = time.monotonic()
         self._listen(now, now + self.limits.tick)
+        self._complain(reason)
+
+    def _complain(self, reason: str) -> None:
+        """Logs what comes with every connection, but seldom."""
+        now = time.monotonic()
         if now > self._complain_at:
             self._complain_at = now + COMPLAIN_SECONDS
             log.warning(reason)
@@ -1683,17 +1720,18 @@ class Server(ThreadingHTTPServer):
         """Lets a connection go on to what it waits for next."""
         try:
             wanted = connection.steps.send(reply)
+            self._connections.add(connection)
+            if isinstance(wanted, Request):
+                self._waiting.append((connection, wanted))
+                wanted = (0, NEVER)
+            events, connection.deadline = wanted
+            self._watch(connection, events)
         except StopIteration:
-            return self._close(connection) if connection in self._connections else None
+            if connection in self._connections:
+                self._close(connection)
         except Exception:
             log.exception("%s: the connection failed", connection.peer)
-            return self._close(connection)
-        if isinstance(wanted, Request):
-            self._waiting.append((connection, wanted))
-            wanted = (0, NEVER)
-        events, connection.deadline = wanted
-        self._connections.add(connection)
-        return self._watch(connection, events)
+            self._close(connection)
 
     def _watch(self, connection: Connection, events: int) -> None:
         """Makes the selector watch a connection for `events`."""
@@ -1718,8 +1756,13 @@ class Server(ThreadingHTTPServer):
             self._thinking -= 1
             self._advance(*self._answered.popleft())
         while self._waiting and self._thinking < MAX_THREADS:
+            try:
+                self.process_request(self._waiting[0], ())  # type: ignore[arg-type]
+            except RuntimeError as err:  # no more threads may be started: next time, perhaps
+                return self._complain(str(err))
             self._thinking += 1
-            self.process_request(self._waiting.popleft(), ())  # type: ignore[arg-type]
+            self._waiting.popleft()
+        return None
 
     def _look_at_clock(self, now: float) -> None:
         """Once a tick, ends what has waited too long and listens again if there is room."""

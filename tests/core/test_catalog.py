@@ -519,13 +519,70 @@ def test_each_file_is_checked_once(shelf: Path, inspected: list[str]) -> None:
     assert inspected == []
     for _ in range(4):
         catalog.scan()
-    (shelf / "app-1.0.0.bin").rename(shelf / "app-1.0.1.bin")
     put(shelf / "other-1.0.0.bin", IMAGE)
     for _ in range(4):
         catalog.scan()
     expected = {"app-1.0.0.bin": 1, "app-1.1.0.bin": 1, "other-1.0.0.bin": 1}
     assert collections.Counter(inspected) == expected
-    assert offered(catalog) == ["1.0.1"]
+    assert offered(catalog) == ["1.0.0"]
+
+
+def test_rewrite_that_keeps_size_and_mtime_is_seen(shelf: Path) -> None:
+    path = put(shelf / "app-1.0.0.bin", IMAGE)
+    catalog = scanned(shelf)
+    (release,) = catalog.releases("app")
+    before = path.stat()
+    path.write_bytes(bytes(len(IMAGE)))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as rsync --times and cp -p do
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(Refused, match="being replaced"):
+        catalog.open(release)
+    catalog.scan()
+    with pytest.raises(Refused, match="no file of 'app' can be offered"):
+        catalog.releases("app")
+
+
+def test_file_that_changes_while_it_is_checked_is_not_offered(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(shelf / "app-1.0.0.bin", IMAGE)
+    real = ota_server.inspect
+
+    def rewriting(file: FileIO) -> Facts:
+        facts = real(file)
+        put(path, bytes(len(IMAGE)))
+        return facts
+
+    monkeypatch.setattr(ota_server, "inspect", rewriting)
+    with pytest.raises(Refused, match="not checked yet"):
+        scanned(shelf).releases("app")
+
+
+def test_want_of_descriptors_says_nothing_of_the_folder(
+    shelf: Path, lines: Callable[[str], list[str]]
+) -> None:
+    resource = pytest.importorskip("resource", reason="needs a limit of open files")
+    put(shelf / "lamp" / "1.0.0.bin", IMAGE)
+    catalog = scanned(shelf)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert catalog.scan() is True
+        assert catalog.scan() is True
+        names = [release.name for release in catalog.releases("lamp")]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert names == ["1.0.0.bin"]
+    assert len(lines("Too many open files")) == 1
+
+
+@pytest.mark.parametrize(
+    "stem",
+    ["app-1.0.0+build-5.1", "sensor-1.2.3-rc-1.2", "1.0.0-1.2", "sensor-1.0.0-idf-5.1"],
+)
+def test_name_with_two_versions_promises_neither(stem: str) -> None:
+    with pytest.raises(ValueError, match="two versions"):
+        read_name(stem)
 
 
 def test_newest_of_every_project_is_checked_first(shelf: Path, inspected: list[str]) -> None:

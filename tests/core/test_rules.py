@@ -80,7 +80,7 @@ def release(
 ) -> Release:
     facts = Facts(chip=chip, flash_size=flash_size, running=frozenset(running))
     name = f"app-{version}.bin"
-    identity = (1, 2, size, 3)
+    identity = (1, 2, size, 3, 4)
     return Release("app", Version.parse(version), kind, f"/srv/{name}", name, identity, facts)
 
 
