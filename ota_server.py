@@ -69,10 +69,10 @@ ACCEPT_BURST = 64  # connections accepted before the open ones get their turn ag
 REQUESTS = 16  # answered on one connection before the others get their turn
 CHUNK = 64 * 1024  # bytes read at once while a file is checked
 TURN = 256 * 1024  # bytes one download sends before the others get their turn
-PIECE = 16 * 1024  # bytes sent by copy at once; a TLS record holds no more
+PIECE = 16 * 1024  # bytes of a TLS record at most, and of an image's first bytes
 DEVICE_RECORD = 4 * 1024  # bytes of a TLS record to a device, which must hold a whole one in memory
-COPIED_TAIL = 256 * 1024  # bytes at the end that sendfile never sends: see Connection._push()
 SEND_BUFFER = 64 * 1024  # bytes in the kernel per download, whose own choice would be 2.5 MB
+COPIED_TAIL = 2 * SEND_BUFFER  # at the end, never sent by sendfile: what the kernel holds at most
 TLS_SEND_BUFFER = 32 * 1024  # the same under TLS
 DEFER_SECONDS = 1  # the kernel keeps a connection from us while it is silent
 SCAN_SECONDS = 1.0  # between two looks at the folder: changes are seen within 2 s
@@ -1572,7 +1572,8 @@ class Connection:
             else:
                 self._piece(image, offset, 0)
                 return sent
-        return self.socket.send(self._piece(image, offset, min(stop - offset, record)))
+        size = SEND_BUFFER if self.server.tls is None else record
+        return self.socket.send(self._piece(image, offset, min(stop - offset, size)))
 
     def _piece(self, image: Image, offset: int, size: int) -> bytes:
         """Bytes of the image, as long as it is the one that was checked."""
