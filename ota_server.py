@@ -175,6 +175,8 @@ class Facts:
     running: frozenset[str] = frozenset()  # sketch-md5s, sketch-sha256 of a device that runs it
     flash_size: int = 0  # bytes of flash it is built for; 0: the device does not compare
     packed: bool = False  # by gzip: only an ESP8266 unpacks
+    flash_mode: int = 3  # of an ESP8266: 0 QIO, 1 QOUT, 2 DIO, 3 DOUT, which suits every board
+    by_mode: tuple[str, ...] = ()  # the sketch-md5 of an ESP8266 of each of these flash modes
     md5: str = ""  # of the file
     sha256: str = ""
 
@@ -266,11 +268,12 @@ def _esp8266(walk: _Walk) -> Facts:
     if walk.position <= SKETCH_AT:
         walk.read(SKETCH_AT - walk.position)
         _sketch(walk)
-    running = frozenset(md5.hexdigest() for md5 in md5s)
+    by_mode = tuple(md5.hexdigest() for md5 in md5s)
     tail = walk.peek(MAX_TAIL + 1)
     if tail and not 0 < int.from_bytes(tail[-4:], "little") == len(tail) - 4:  # signing.py
         raise ValueError(_TRAILING)
-    return Facts("esp8266", running, int(mebibytes * (1 << 20)))
+    size = int(mebibytes * (1 << 20))
+    return Facts("esp8266", frozenset(by_mode), size, flash_mode=start[2], by_mode=by_mode)
 
 
 def _sketch(walk: _Walk) -> None:
@@ -704,6 +707,7 @@ class Report:
     chip_size: int | None = None  # bytes of flash
     sketch_md5: str | None = None  # of the running image, lower-case hex
     sketch_sha256: str | None = None  # the digest appended to it, lower-case hex; ESP32 only
+    flash_mode: int | None = None  # as in Facts; see recognised()
 
 
 def read_report(project: str, headers: Mapping[str, str], address: str) -> Report:
@@ -814,7 +818,16 @@ def right_kind(report: Report, release: Release) -> Objection | None:
     return Objection("wrong-kind", reason)
 
 
-SAFETY: tuple[Rule, ...] = (same_image, right_chip, right_kind, enough_room)
+def right_flash_mode(report: Report, release: Release) -> Objection | None:
+    """A packed image goes only to its own flash mode, which the Updater patches in others."""
+    mode = release.facts.flash_mode
+    if not release.facts.packed or mode in {3, report.flash_mode}:
+        return None
+    reason = f"{release.version} is packed with flash mode {mode}, the device may have another"
+    return Objection("flash-mode", reason)
+
+
+SAFETY: tuple[Rule, ...] = (same_image, right_chip, right_kind, right_flash_mode, enough_room)
 STATELESS: tuple[Rule, ...] = (only_newer, *SAFETY)
 
 
@@ -1147,24 +1160,28 @@ class Site:
 def decide(site: Site, report: Report) -> Release | Objection:
     """What this device gets; every device protocol asks here. Refused: see Catalog.releases()."""
     releases = site.catalog.releases(report.project)
-    outcome = choose(exact_chip(report, releases), releases, site.rules)
+    outcome = choose(recognised(report, releases), releases, site.rules)
     for listener in site.listeners:
         listener(Event(report, outcome))
     return outcome
 
 
-def exact_chip(report: Report, releases: Sequence[Release]) -> Report:
-    """The report, with the very chip of an ESP32 that runs one of `releases`.
+def recognised(report: Report, releases: Sequence[Release]) -> Report:
+    """The report, with what it tells of the device that it runs one of `releases`.
 
-    Where they are for several chips and it runs none of them, nobody knows which it needs.
+    That is the very chip of an ESP32; where releases are for several and it runs none of them,
+    nobody knows which it needs. Of an ESP8266 it is the flash mode, if that matters.
     """
-    if report.chip != ESP32_FAMILY:
-        return report
-    for release in releases:
-        if report.sketch_sha256 in release.facts.running:
-            return replace(report, chip=release.facts.chip)
-    several = len({release.facts.chip for release in releases} - {"esp8266"}) > 1
-    return replace(report, chip=UNKNOWN_ESP32) if several else report
+    if report.chip == ESP32_FAMILY:
+        for release in releases:
+            if report.sketch_sha256 in release.facts.running:
+                return replace(report, chip=release.facts.chip)
+        several = len({release.facts.chip for release in releases} - {"esp8266"}) > 1
+        return replace(report, chip=UNKNOWN_ESP32) if several else report
+    for release in releases if report.sketch_md5 and releases[0].facts.packed else ():
+        if report.sketch_md5 in release.facts.by_mode:
+            return replace(report, flash_mode=release.facts.by_mode.index(report.sketch_md5))
+    return report
 
 
 def log_decision(event: Event) -> None:
@@ -1230,7 +1247,7 @@ def download(site: Site, request: Request) -> Reply:
     named = [release for release in releases if release.name == name]
     if not named:
         raise Refused(404, f"no file {shown(name)} of {shown(project)} can be offered")
-    exact = exact_chip(report, releases)
+    exact = recognised(report, releases)
     asked = report if exact.chip == UNKNOWN_ESP32 else exact  # the URL says which chip
     event = Event(report, choose(asked, named, SAFETY))
     return _decision_reply(site, request, event, "no-transform")
@@ -1377,6 +1394,8 @@ class Connection:
         try:
             self.socket.setblocking(False)
             if tls is not None:
+                # The reply follows the tickets of TLS 1.3 at once; Nagle would hold it for 40 ms.
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 deadline = time.monotonic() + limits.handshake
                 self.socket = shaking = tls.wrap_socket(
                     self.socket, server_side=True, do_handshake_on_connect=False
@@ -1430,7 +1449,7 @@ class Connection:
             yield from sending
             if not keep_alive or self.server.draining:
                 if (is_image or unread) and not self.server.draining:
-                    yield from self._linger(limits.progress if is_image else limits.linger)
+                    yield from self._linger(limits.idle if is_image else limits.linger)
                 return
             if served % REQUESTS == REQUESTS - 1:
                 yield WRITE, time.monotonic() + limits.progress
@@ -1872,6 +1891,7 @@ def tls_context(cert: str, key: str) -> ssl.SSLContext:
     """TLS 1.2 and newer. OSError, of which ssl.SSLError is one: the files do not do."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF  # devices close without close_notify
     context.load_cert_chain(cert, key or None, password=lambda: "")  # never asks at the terminal
     return context
 
@@ -1950,6 +1970,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         for close in (catalog.close, *server.site.closers, server.server_close):
             close()
+        try:
+            sys.stderr.flush()
+        except (OSError, AttributeError):  # full or closed; else the interpreter ends with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     return 0
 
 

@@ -22,9 +22,9 @@ from ota_server import (
     Version,
     choose,
     enough_room,
-    exact_chip,
     only_newer,
     read_report,
+    recognised,
     right_chip,
     right_kind,
     same_image,
@@ -511,13 +511,13 @@ def test_rule_that_raises_is_not_swallowed() -> None:
         choose(report("1.0.0"), MIXED, (broken,))
 
 
-def test_exact_chip_is_that_of_the_release_whose_digest_the_device_reports() -> None:
+def test_recognised_is_that_of_the_release_whose_digest_the_device_reports() -> None:
     releases = (
         release("3.0.0", "esp32", running=["0" * 64]),
         release("2.0.0", "esp32c3", running=[MD5, SHA256]),
     )
     some = report("2.0.0", chip=ESP32_FAMILY, sketch_sha256=SHA256)
-    exact = exact_chip(some, releases)
+    exact = recognised(some, releases)
     assert exact.chip == "esp32c3"
     assert said(choose(exact, releases, STATELESS)) == "not-newer"
     assert said(choose(exact, releases[:1], SAFETY)) == "wrong-chip"
@@ -533,8 +533,8 @@ def test_exact_chip_is_that_of_the_release_whose_digest_the_device_reports() -> 
         pytest.param(report("2.0.0", chip="esp8266", sketch_md5=MD5), id="ESP8266"),
     ],
 )
-def test_exact_chip_leaves_other_reports_alone(device: Report) -> None:
-    assert exact_chip(device, [release("2.0.0", "esp32c3", running=[SHA256])]) == device
+def test_recognised_leaves_other_reports_alone(device: Report) -> None:
+    assert recognised(device, [release("2.0.0", "esp32c3", running=[SHA256])]) == device
 
 
 # -- 4. Properties ---------------------------------------------------------------------------------
