@@ -409,6 +409,7 @@ def identity_of(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_size, *times
 
 
+@functools.lru_cache(maxsize=16_384)  # the folder is listed every second
 def read_name(stem: str) -> tuple[str, Version]:
     """Project and version in a file name without ".bin"; the project is "" if it names none.
 
@@ -674,21 +675,9 @@ class DirectoryCatalog:
 
 ESP32_FAMILY = "some ESP32"  # no header tells which chip of the family it is
 UNKNOWN_ESP32 = "an ESP32 that does not say which, and this project has several"
-_ESP8266_FIELDS, _ESP32_FIELDS = (
-    tuple(
-        f"x-{family}-{name}"
-        for name in (
-            "version",
-            "sta-mac",
-            "mode",
-            "free-space",
-            "chip-size",
-            "sketch-md5",
-            "sketch-sha256",
-        )
-    )
-    for family in ("esp8266", "esp32")
-)
+_FIELDS = ("version", "sta-mac", "mode", "free-space", "chip-size", "sketch-md5", "sketch-sha256")
+_ESP8266_FIELDS = [f"x-esp8266-{name}" for name in _FIELDS]
+_ESP32_FIELDS = [f"x-esp32-{name}" for name in _FIELDS]
 _SKETCH_MODES = frozenset(("", "sketch", "version"))
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}")
 
@@ -1415,10 +1404,11 @@ class Connection:
             self.socket.close()
 
     def _end_tls(self) -> None:
-        """Sends close_notify: without it OpenSSL forgets the session."""
+        """Sends close_notify, else OpenSSL forgets the session, and goes on without TLS."""
         if isinstance(self.socket, ssl.SSLSocket):
             with suppress(OSError, ValueError):
                 self.socket.unwrap()
+            self.socket = socket.socket(fileno=self.socket.detach())
 
     def _serve(self, limits: Limits) -> Generator[Wait | Request, Reply | None, None]:
         """Requests and replies, until one of the two sides has had enough."""
@@ -1517,11 +1507,9 @@ class Connection:
         self.idle = True
         deadline = time.monotonic() + seconds
         self._end_tls()
-        plain_socket = socket.socket  # what is read now is below the TLS layer
-        plain_socket.shutdown(self.socket, socket.SHUT_WR)
-        receive = plain_socket.recv, self.socket, CHUNK
+        self.socket.shutdown(socket.SHUT_WR)
         for _ in range(64):
-            if not (yield from self._until(deadline, READ, *receive)):
+            if not (yield from self._until(deadline, READ, self.socket.recv, CHUNK)):
                 return
 
     def _sending(self, request: Request, reply: Reply, *, keep_alive: bool) -> Iterator[Wait]:
@@ -1891,7 +1879,6 @@ def tls_context(cert: str, key: str) -> ssl.SSLContext:
     """TLS 1.2 and newer. OSError, of which ssl.SSLError is one: the files do not do."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF  # devices close without close_notify
     context.load_cert_chain(cert, key or None, password=lambda: "")  # never asks at the terminal
     return context
 
