@@ -1441,6 +1441,8 @@ class Connection:
                 if (is_image or unread) and not self.server.draining:
                     yield from self._linger(limits.idle if is_image else limits.linger)
                 return
+            if served == 0:  # the next reply shall not wait until this one is acknowledged
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if served % REQUESTS == REQUESTS - 1:
                 yield WRITE, time.monotonic() + limits.progress
 
@@ -1944,6 +1946,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(getattr(signal, name), handler)
     config = read_config(sys.argv[1:] if argv is None else argv, os.environ, open_files())
     logging.basicConfig(level=config.log, format="%(asctime)s %(levelname)s %(message)s")
+    logging.logProcesses = logging.logThreads = logging.logMultiprocessing = False  # not shown
     server, catalog = _start(config)
     newest = [f"{printable(name)} {version}" for name, version in catalog.newest().items()]
     found = ", ".join(newest[:8]) + (f" and {len(newest) - 8} more" if len(newest) > 8 else "")
