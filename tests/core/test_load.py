@@ -378,6 +378,7 @@ def test_slow_reader_is_never_cut_and_one_that_hardly_reads_is(folder: Path) -> 
         script = stack.enter_context(limited(folder, progress=1.0, tick=0.05))
         script.wait_for("/big/big-1.0.0.bin")
         whole = f"of {len(large_image())} bytes of big-1.0.0.bin"
+        wait_until(lambda: whole in script.log)  # the line of the download above
         before = script.log.count(whole)
         honest = [reader(stack, script.port, 120_000) for _ in range(5)]
         stalled = [reader(stack, script.port, 1) for _ in range(5)]
