@@ -1264,7 +1264,8 @@ def _decision_reply(site: Site, request: Request, event: Event, cache: str) -> R
 STYLE = """:root{color-scheme:light dark}body{font:1rem/1.5 system-ui;max-width:70rem;margin:auto;
 padding:1rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;
 border-bottom:1px solid #8886}code,pre{font-size:.85em;overflow-wrap:anywhere}pre{padding:.6rem;
-border:1px solid #8886;white-space:pre-wrap}"""
+border:1px solid #8886;white-space:pre-wrap}@media(max-width:48rem){th{display:none}
+tr{display:block;border-bottom:1px solid #8886}td{display:inline-block;border:0}}"""
 _STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 CONTENT_SECURITY_POLICY = (
     f"default-src 'none'; img-src 'self'; style-src 'sha256-{_STYLE_HASH}'; "
