@@ -1396,8 +1396,9 @@ class Connection:
             log.info("%s speaks no TLS that fits: %s", self.peer, err.reason or err)
             if err.reason == "HTTP_REQUEST":
                 reply = text_reply(400, "this port speaks HTTPS: use https://")
-                socket.socket.send(self.socket, render(reply, time.time()))  # below the TLS layer
-                socket.socket.recv(self.socket, MAX_HEAD)  # bytes left unread would reset it
+                with suppress(OSError):  # below the TLS layer; bytes left unread would reset it
+                    socket.socket.send(self.socket, render(reply, time.time()))
+                    socket.socket.recv(self.socket, MAX_HEAD)
         except OSError as err:
             log.debug("%s is gone: %s", self.peer, err)
         finally:

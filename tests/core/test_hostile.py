@@ -540,6 +540,7 @@ def test_smuggled_request_behind_a_refused_head_is_not_answered(folder: Path) ->
         pytest.param(request(), id="http"),
         pytest.param(request("/firmware", "x-ESP8266-version: 1.0.0", http="1.0"), id="device"),
         pytest.param(b"PUT /x HTTP/1.1\r\nHost: ota\r\n\r\n", id="put"),
+        pytest.param(b"GET /", id="no more than TLS reads"),
     ],
 )
 def test_plain_http_to_the_tls_port_is_told_to_use_https(
