@@ -638,7 +638,7 @@ class DirectoryCatalog:
                     facts = str(err)
                 if identity_of(os.fstat(file.fileno())) != release.identity:
                     return
-        except OSError as err:  # not remembered: a chmod does not change the identity
+        except OSError as err:  # not remembered: it may be readable in a moment
             self._tell(logging.WARNING, release.path, _reason(err))
             return
         self._told.pop(release.path, None)
@@ -780,7 +780,7 @@ def same_image(report: Report, release: Release) -> Objection | None:
 
 def enough_room(report: Report, release: Release) -> Objection | None:
     """An image goes only where there is room for it."""
-    wanted = release.facts.flash_size or 0
+    wanted = release.facts.flash_size
     if report.free_space is not None and release.size > report.free_space:
         reason = f"{release.version} has {release.size} bytes, the device {report.free_space} free"
     elif report.chip_size is not None and wanted > report.chip_size:
@@ -842,11 +842,7 @@ def choose(
         objections += denials or found
         if closed and not denials:
             break
-    return (
-        objections[0]
-        if len(objections) == 1
-        else min(objections, key=lambda each: (not (each.deny and each.final), each.deny))
-    )
+    return min(objections, key=lambda each: (not (each.deny and each.final), each.deny))
 
 
 # -- 7. Requests: bytes become a Request -----------------------------------------------------------
@@ -864,9 +860,8 @@ _TARGET = re.compile(
     rf"(?:[Hh][Tt][Tt][Pp][Ss]?://({_HOST}))?(/{_PCHARS.format('')})?(?:\?({_PCHARS.format('?')}))?"
 )
 _VALID_HOST = re.compile(_HOST)
-_NO_HEAD = re.compile(
-    rb"(?<!\r)\n|\A(?!\r\Z)[^!-~]"
-)  # a bare LF, TLS or other bytes: will never be one
+# A bare LF, TLS or other bytes: what begins so will never be a head.
+_NO_HEAD = re.compile(rb"(?<!\r)\n|\A(?!\r\Z)[^!-~]")
 _SINGLE = frozenset(  # fields that must not repeat; others are joined by commas, RFC 9110 5.3
     ("authorization", "content-length", "content-type", "expect", "host", "if-modified-since",
      "if-range", "if-unmodified-since", "range", "transfer-encoding", "user-agent")
@@ -1139,7 +1134,7 @@ class Site:
     closers: tuple[Callable[[], None], ...]
 
     def route(self, path: str) -> Route:
-        """The route of a path."""
+        """The first route that matches. Refused: 404."""
         for route in self.routes:
             if route.pattern.fullmatch(path):
                 return route
@@ -1149,9 +1144,14 @@ class Site:
 def decide(site: Site, report: Report) -> Release | Objection:
     """What this device gets; every device protocol asks here. Refused: see Catalog.releases()."""
     releases = site.catalog.releases(report.project)
-    outcome = choose(recognised(report, releases), releases, site.rules)
+    return _announced(site, report, choose(recognised(report, releases), releases, site.rules))
+
+
+def _announced(site: Site, report: Report, outcome: Release | Objection) -> Release | Objection:
+    """The outcome, of which every listener has heard."""
+    event = Event(report, outcome)
     for listener in site.listeners:
-        listener(Event(report, outcome))
+        listener(event)
     return outcome
 
 
@@ -1180,8 +1180,8 @@ def log_decision(event: Event) -> None:
     level = logging.INFO if fine else logging.WARNING
     if log.isEnabledFor(level):
         verdict = f"-> {outcome.version}" if isinstance(outcome, Release) else f"stays, {outcome}"
-        who = (report.device or "-", report.address, printable(report.project), report.version)
-        log.log(level, "%s %s %s %s %s", *who, verdict)
+        who = (report.device or "-", report.address, printable(report.project))
+        log.log(level, "%s %s %s %s %s", *who, report.version or "-", verdict)
 
 
 def answer(site: Site, request: Request) -> Reply:
@@ -1218,8 +1218,8 @@ def update(site: Site, request: Request) -> Reply:
     """/<anything>/<project>: the newest image for the device that asks (S1's contract)."""
     project = request.path.rstrip("/").rpartition("/")[2]
     report = read_report(project, request.headers, request.peer)
-    site.catalog.releases(project)  # a wrong URL is said before a missing version
     if report.version is None:
+        site.catalog.releases(project)  # a wrong URL is said before a missing version
         raise Refused(400, "no x-ESP8266-version or x-ESP32-version: tell update() which one runs")
     outcome = decide(site, report)
     if request.headers.get("x-esp8266-mode") == "version":  # getAvailableVersion() knows only 200
@@ -1238,8 +1238,10 @@ def download(site: Site, request: Request) -> Reply:
         raise Refused(404, f"no file {shown(name)} of {shown(project)} can be offered")
     exact = recognised(report, releases)
     asked = report if exact.chip == UNKNOWN_ESP32 else exact  # the URL says which chip
-    event = Event(report, choose(asked, named, SAFETY))
-    return _decision_reply(site, request, event, "no-transform")
+    outcome = choose(asked, named, SAFETY)
+    if report.chip is not None:  # a device, no browser
+        _announced(site, report, outcome)
+    return _decision_reply(site, request, Event(report, outcome), "no-transform")
 
 
 def _decision_reply(site: Site, request: Request, event: Event, cache: str) -> Reply:
@@ -1424,13 +1426,13 @@ class Connection:
                 request = parse_head(head, self.peer, secure=self.server.tls is not None)
                 if request.keep_alive or request.body_size > MAX_BODY:
                     rest = yield from self._drop_body(request.body_size, rest)
+                blocking = self.server.site.route(request.path).blocking
             except Refused as refused:
                 log.info("%s refused, %s: %s", self.peer, refused.status, refused.reason)
                 yield from self._send(render(refusal(refused), time.time()))
                 yield from self._linger(limits.linger)
                 return
             self.idle = False
-            blocking = self.server.site.route(request.path).blocking
             reply = (yield request) if blocking else answer(self.server.site, request)
             assert reply is not None
             keep_alive = request.keep_alive and not self.server.draining

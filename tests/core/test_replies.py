@@ -828,6 +828,16 @@ def test_listener_hears_of_every_decision(site: Site) -> None:
     assert refusal_.outcome.code == "not-newer"
 
 
+def test_listener_hears_of_a_device_that_asks_for_one_file_but_not_of_a_browser(site: Site) -> None:
+    events: list[Event] = []
+    heard = dataclasses.replace(site, listeners=(events.append,))
+    ask(heard, "/firmware/firmware-1.0.0.bin", DEVICE)
+    ask(heard, "/firmware/firmware-1.0.0.bin", {"user-agent": "Mozilla/5.0"})
+    (event,) = events
+    assert isinstance(event.outcome, Release)
+    assert (str(event.outcome.version), event.report.device) == ("1.0.0", "5C:CF:7F:12:34:56")
+
+
 def test_log_has_one_line_for_each_decision(site: Site, said: Callable[[], list[str]]) -> None:
     ask(site, "/firmware", DEVICE)
     ask(site, "/firmware", DEVICE | {"x-esp8266-version": "1.10.0"})

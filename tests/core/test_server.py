@@ -587,6 +587,17 @@ def test_blocking_endpoint_does_not_delay_checks(ca: Path | None, folder: Path) 
         assert wire.reply().headers["x-version"] == "1.10.0"
 
 
+def test_path_that_no_route_matches_is_404_without_a_trace(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = site_of(folder)
+    only_health = tuple(route for route in site.routes if route.pattern.pattern == "/healthz")
+    with standing(replace(site, routes=only_health)) as stand, stand.dial() as wire:
+        assert wire.ask("/healthz").status == 200
+        assert wire.ask("/elsewhere").status == 404
+    assert "Traceback" not in caplog.text
+
+
 def test_threads_are_bounded_and_nobody_is_forgotten(folder: Path) -> None:
     slow = Slow()
     count = ota_server.MAX_THREADS + 8
