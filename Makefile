@@ -15,8 +15,8 @@ test: .venv/ready
 	$(BIN)/pytest -n 4 --cov=ota_server --cov-fail-under=95
 
 # Takes a quarter of an hour and two cores; bench/README.md says which programs it wants.
-bench: .venv/ready
-	$(BIN)/python -m bench
+bench:
+	$(PYTHON) -m bench
 
 images: .venv/ready
 	$(BIN)/python -m tests.data.make_images examples/firmware

@@ -47,7 +47,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import FileIO
 from itertools import chain, count, zip_longest
 from math import nan
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol, TextIO
 from urllib.parse import quote, unquote
 
 if sys.platform != "win32":
@@ -59,7 +59,7 @@ __version__ = "0.1.0"
 
 MAX_HEAD = 8 * 1024  # bytes of a request's head; a device sends about 450
 MAX_BODY = 8 * 1024  # bytes of a body nobody asked for that are read to keep the connection
-MAX_VERSION = 128  # characters; nobody wrote a longer one
+MAX_VERSION = 128  # characters of the normal form; nobody wrote a longer one
 MAX_UNPACKED = 16 << 20  # bytes: the largest flash of an ESP8266; stops a gzip bomb
 MAX_TAIL = 8 * 1024  # bytes behind an image that can be padding and signature
 MAX_FILES = 40_000  # open at once; even where the system sets no limit
@@ -68,11 +68,13 @@ BACKLOG = 4096  # connections the kernel keeps for us; 5, the standard, lost 162
 ACCEPT_BURST = 64  # connections accepted before the open ones get their turn again
 REQUESTS = 16  # answered on one connection before the others get their turn
 CHUNK = 64 * 1024  # bytes read at once while a file is checked
-TURN = 256 * 1024  # bytes one download sends before the others get their turn
+TURN = 512 * 1024  # bytes one download sends before the others get their turn
 PIECE = 16 * 1024  # bytes of a TLS record at most, and of an image's first bytes
 DEVICE_RECORD = 4 * 1024  # bytes of a TLS record to a device, which must hold a whole one in memory
 SEND_BUFFER = 64 * 1024  # bytes in the kernel per download, whose own choice would be 2.5 MB
-COPIED_TAIL = 2 * SEND_BUFFER  # at the end, never sent by sendfile: what the kernel holds at most
+AT_ONCE = 32 * 1024  # bytes of an image that are read and sent at once, where all are taken
+LAST = 8 * 1024  # bytes of an image that are sent last, when the kernel holds fewer others
+LAST_BUFFER = LAST // 2  # bytes in the kernel before them, which doubles this
 TLS_SEND_BUFFER = 32 * 1024  # the same under TLS
 DEFER_SECONDS = 1  # the kernel keeps a connection from us while it is silent
 SCAN_SECONDS = 1.0  # between two looks at the folder: changes are seen within 2 s
@@ -139,6 +141,8 @@ class Version:
             for part in filter(None, prerelease.split("."))
         )
         normal = f"{major}.{minor}.{patch or 0}{'-' * bool(prerelease)}{prerelease}{build}"
+        if len(normal) > MAX_VERSION:
+            raise ValueError(f"{shown(text)} is a version of more than {MAX_VERSION} characters")
         return cls((int(major), int(minor), int(patch or 0), not prerelease, identifiers), normal)
 
     @property
@@ -409,7 +413,6 @@ def identity_of(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_size, *times
 
 
-@functools.lru_cache(maxsize=16_384)  # the folder is listed every second
 def read_name(stem: str) -> tuple[str, Version]:
     """Project and version in a file name without ".bin"; the project is "" if it names none.
 
@@ -447,6 +450,12 @@ def _promised(entry: os.DirEntry[str], folder: str, inside: str) -> Release:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("is no file")
     return Release(folder or project, version, "sketch", path, entry.name, identity_of(status))
+
+
+def _is_still(release: Release, entry: os.DirEntry[str]) -> bool:
+    """Whether a directory entry is a file that nobody has touched since it became `release`."""
+    same = release.path == entry.path and not entry.is_symlink()
+    return same and identity_of(entry.stat(follow_symlinks=False)) == release.identity
 
 
 def _entries(root: str) -> Iterator[tuple[os.DirEntry[str], str]]:
@@ -496,6 +505,7 @@ class DirectoryCatalog:
         self._directory = directory
         self._told: dict[str, str] = {}  # by path: what the log has said of it
         self._facts: dict[Identity, Facts | str] = {}  # str: why it is not offered
+        self._known: dict[tuple[str, str], Release] = {}  # by folder and listed path
         self._shelves: dict[str, _Shelf] = {}
         self._outage = ""
         self._closing = threading.Event()
@@ -581,25 +591,31 @@ class DirectoryCatalog:
         """Shelves what the folder's file names promise. OSError: the folder cannot be read."""
         root = os.path.realpath(self._directory)
         paths: set[str] = set()
+        known: dict[tuple[str, str], Release] = {}
         queues: dict[str, list[Release]] = {}
         for entry, folder in _entries(root):
             paths.add(entry.path)
             try:
-                release = _promised(entry, folder, os.path.join(root, ""))
+                release = self._known.get((folder, entry.path))
+                if release is None or not _is_still(release, entry):
+                    release = _promised(entry, folder, os.path.join(root, ""))
+                    paths.add(release.path)
             except (ValueError, OSError) as err:
                 self._tell(logging.INFO, entry.path, _reason(err))
                 continue
-            paths.add(release.path)
+            known[folder, entry.path] = release
             queues.setdefault(release.project, []).append(release)
+        self._known = known
         self._told = {path: text for path, text in self._told.items() if path in paths}
-        identities = {release.identity for queue in queues.values() for release in queue}
-        self._facts = {key: facts for key, facts in self._facts.items() if key in identities}
         for project, queue in queues.items():
-            queue.sort(key=lambda release: (release.version, release.identity[3]), reverse=True)
+            queue.sort(key=lambda each: (each.version.precedence, each.identity[3]), reverse=True)
             if project not in self._shelves or self._shelves[project].listed != queue:
                 self._shelve(project, queue)
         for project in self._shelves.keys() - queues.keys():
             del self._shelves[project]
+        if len(self._facts) > len(known):  # some are of files that are gone
+            identities = {release.identity for release in known.values()}
+            self._facts = {key: facts for key, facts in self._facts.items() if key in identities}
 
     def _check_new(self, deadline: float) -> bool:
         """Checks what is listed and unknown; gives back whether the time was enough.
@@ -608,7 +624,9 @@ class DirectoryCatalog:
         """
         shelves, facts = self._shelves, self._facts
         queues = (
-            [r for r in shelf.listed if r.identity not in facts] for shelf in shelves.values()
+            [r for r in shelf.listed if r.identity not in facts]
+            for shelf in shelves.values()
+            if shelf.waiting
         )
         touched: set[str] = set()
         late = False
@@ -682,8 +700,7 @@ _SKETCH_MODES = frozenset(("", "sketch", "version"))
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}")
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """What a device says when it asks. None: it did not say."""
 
     project: str
@@ -735,6 +752,7 @@ def read_report(project: str, headers: Mapping[str, str], address: str) -> Repor
     )
 
 
+@functools.lru_cache(maxsize=1024)  # a fleet says the same few again and again
 def _bytes(name: str, text: str) -> int:
     """A field that counts bytes."""
     if not (text.isdecimal() and text.isascii() and len(text) < 16):
@@ -745,8 +763,7 @@ def _bytes(name: str, text: str) -> int:
 # -- 6. Rules: who gets what -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Objection:
+class Objection(NamedTuple):
     """Why a device does not get a release."""
 
     code: str  # stable, for scripts
@@ -766,7 +783,8 @@ def only_newer(report: Report, release: Release) -> Objection | None:
     """A device goes up, never down, and not to the version that it runs."""
     if report.version is None or release.version > report.version:
         return None
-    reason = f"{release.version} is not newer than {report.version}, which the device runs"
+    newest, running = release.version.text, report.version.text
+    reason = f"{newest} is not newer than {running}, which the device runs"
     return Objection("not-newer", reason, final=True)
 
 
@@ -828,21 +846,29 @@ def choose(
     Else the objection that says most: a final denial; then what was found first; last that a
     release is for other devices, whose other flaws do not count.
     """
-    objections: list[Objection] = []
+    said: Objection | None = None
+    denied: Objection | None = None
     closed = False
     for release in releases:
-        found = [objection for rule in rules if (objection := rule(report, release))]
-        if not found and not closed:
+        found = denial = None
+        for rule in rules:
+            if objection := rule(report, release):
+                closed = closed or objection.final
+                if objection.deny and objection.final:
+                    return objection
+                if objection.deny:
+                    denial = denial or objection
+                found = found or objection
+        denied = denied or denial
+        if not (found or closed):
             return release
-        denials = []
-        for objection in found:
-            closed = closed or objection.final
-            if objection.deny:
-                denials.append(objection)
-        objections += denials or found
-        if closed and not denials:
-            break
-    return min(objections, key=lambda each: (not (each.deny and each.final), each.deny))
+        if not denial:
+            said = said or found
+            if closed:
+                break
+    outcome = said or denied
+    assert outcome is not None
+    return outcome
 
 
 # -- 7. Requests: bytes become a Request -----------------------------------------------------------
@@ -853,13 +879,12 @@ _HEAD = re.compile(
     rf"({_TOKEN}) ([!-~]++) HTTP/([0-9]\.[0-9])\r\n"
     rf"((?:{_TOKEN}:[\t -~\x80-\xff]*+\r\n)*+)\r\n"
 )
-_FIELD = re.compile(r"([^:]++):[\t ]*+([^\r]*+)\r\n")
-_HOST = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]*+)?"  # RFC 3986 3.2
+_AUTHORITY = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]*+)?"  # RFC 3986 3.2
 _PCHARS = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/{}]++|%[0-9A-Fa-f]{{2}})*+"  # RFC 3986 3.3
 _TARGET = re.compile(
-    rf"(?:[Hh][Tt][Tt][Pp][Ss]?://({_HOST}))?(/{_PCHARS.format('')})?(?:\?({_PCHARS.format('?')}))?"
+    rf"(?:[Hh][Tt][Tt][Pp][Ss]?://({_AUTHORITY}))?(/{_PCHARS.format('')})?(?:\?({_PCHARS.format('?')}))?"
 )
-_VALID_HOST = re.compile(_HOST)
+_HOST = re.compile(_AUTHORITY)
 # A bare LF, TLS or other bytes: what begins so will never be a head.
 _NO_HEAD = re.compile(rb"(?<!\r)\n|\A(?!\r\Z)[^!-~]")
 _SINGLE = frozenset(  # fields that must not repeat; others are joined by commas, RFC 9110 5.3
@@ -868,8 +893,7 @@ _SINGLE = frozenset(  # fields that must not repeat; others are joined by commas
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request, read and checked."""
 
     method: str
@@ -880,6 +904,20 @@ class Request:
     secure: bool = False  # came by TLS
     keep_alive: bool = False  # the client may send another one
     body_size: int = 0  # bytes that follow the head
+
+
+def split_head(data: bytes) -> tuple[bytes, bytes]:
+    """The head that `data` begins with, up to and with the empty line, and what is behind it.
+
+    Without a whole head the first is empty. Refused: 400 or 431, there will never be one.
+    """
+    data = data.removeprefix(b"\r\n")  # RFC 9112 2.2
+    end = data.find(b"\r\n\r\n") + 4
+    if end > MAX_HEAD or (end < 4 and len(data) >= MAX_HEAD):
+        raise Refused(431, f"the head of the request has more than {MAX_HEAD} bytes")
+    if end < 4 and _NO_HEAD.search(data):
+        raise Refused(400, "this is no HTTP request with CR LF line ends")
+    return (data[:end], data[end:]) if end >= 4 else (b"", data)
 
 
 def parse_head(head: bytes, peer: str, *, secure: bool = False) -> Request:
@@ -895,11 +933,17 @@ def parse_head(head: bytes, peer: str, *, secure: bool = False) -> Request:
     method, target, http, fields = match.groups()
     if http not in {"1.1", "1.0"}:
         raise Refused(505, f"HTTP/{http} is not spoken here: use HTTP/1.1")
-    pairs = _FIELD.findall(fields)
-    headers = {name.lower(): value.rstrip("\t ") for name, value in pairs}
-    if len(headers) < len(pairs):
-        headers = _joined(pairs)
-    path, query = _read_target(method, target, headers, http)
+    lines = fields.split("\r\n")
+    del lines[-1]  # empty
+    headers = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        headers[name.lower()] = value.strip("\t ")
+    if len(headers) < len(lines):
+        headers = _joined(lines)
+    host, path, query = _read_target(method, target, headers.get("host"), http)
+    if host:
+        headers["host"] = host
     options = headers.get("connection", "").lower()
     stays = http == "1.1" or "keep-alive" in options
     keep_alive = stays and "close" not in options and "expect" not in headers
@@ -907,31 +951,32 @@ def parse_head(head: bytes, peer: str, *, secure: bool = False) -> Request:
     return Request(method, path, query, headers, peer, secure, keep_alive, size)
 
 
-def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+def _joined(lines: Iterable[str]) -> dict[str, str]:
     """Fields, repeated ones joined by commas: RFC 9110 5.3. Refused: 400, one must not repeat."""
     headers: dict[str, str] = {}
-    for name, value in ((name.lower(), value.rstrip("\t ")) for name, value in pairs):
+    for line in lines:
+        field, _, value = line.partition(":")
+        name, value = field.lower(), value.strip("\t ")
         if name in headers and (name in _SINGLE or name.startswith("x-esp")):
             raise Refused(400, f"the field {shown(name)} stands twice in the head")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
 
-def _read_target(method: str, target: str, headers: dict[str, str], http: str) -> tuple[str, str]:
-    """Path and query; an absolute target's authority becomes the Host (RFC 9112 3.2)."""
+@functools.lru_cache(maxsize=256)  # a fleet asks for the same few again and again
+def _read_target(method: str, target: str, host: str | None, http: str) -> tuple[str, str, str]:
+    """Host, path and query; the authority of an absolute target is the Host (RFC 9112 3.2)."""
     match = _TARGET.fullmatch("/" if (method, target) == ("OPTIONS", "*") else target)
     if match is None or match.group(1, 2) == (None, None):
         raise Refused(400, "the request target is no path such as /firmware")
     authority, path, query = match.groups(default="")
-    if not _VALID_HOST.fullmatch(headers.get("host", "" if http == "1.1" else "none")):
+    if (host is None and http == "1.1") or (host is not None and not _HOST.fullmatch(host)):
         raise Refused(400, "HTTP/1.1 needs one Host field, a host name with an optional port")
-    if authority:
-        headers["host"] = authority
     if "%" in path:
         path = unquote(path, errors="surrogateescape")
         if any(char < " " or char == "\x7f" for char in path):
             raise Refused(400, "the request target holds a control character")
-    return path or "/", query
+    return authority or host or "", path or "/", query
 
 
 def _body_size(headers: Mapping[str, str], http: str) -> int:
@@ -951,8 +996,7 @@ def _body_size(headers: Mapping[str, str], http: str) -> int:
 # -- 8. Replies: data, which only the loop sends ---------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What goes back. Whoever takes a Reply closes its Image."""
 
     status: int
@@ -998,24 +1042,21 @@ def image_reply(request: Request, release: Release, image: Image, cache: str) ->
     Raises:
         Refused: 412 or 416.
     """
-    etag = f'"{image.sha256[:32]}"'
-    modified = formatdate(release.modified, usegmt=True)
+    etag, modified = f'"{image.sha256[:32]}"', http_date(release.modified)
     validators = (("ETag", etag), ("Last-Modified", modified), ("Cache-Control", cache))
     if is_not_modified(request.headers, etag, release.modified):
         return Reply(304, validators)
     part = None
     if request.method == "GET" and request.headers.get("if-range", etag) in {etag, modified}:
         part = parse_range(request.headers.get("range", ""), image.size)
-    coded = f"; filename*=UTF-8''{quote(release.name, errors='surrogateescape')}"
-    name = f'attachment; filename="{plain(release.name)}"'
     headers = (
         ("Content-Type", "application/octet-stream"),
         ("Content-Length", str(image.size if part is None else len(part))),
-        ("Content-Disposition", name if plain(release.name) == release.name else name + coded),
+        ("Content-Disposition", attachment(release.name)),
         ("Accept-Ranges", "bytes"),
         ("x-MD5", image.md5),
         ("x-SHA256", image.sha256),
-        ("x-version", str(release.version)),
+        ("x-version", release.version.text),
         *validators,
     )
     if part is None:
@@ -1024,8 +1065,25 @@ def image_reply(request: Request, release: Release, image: Image, cache: str) ->
     return Reply(206, (*headers, where), image, part)
 
 
+http_date = functools.lru_cache(maxsize=64)(functools.partial(formatdate, usegmt=True))
+
+
+@functools.lru_cache(maxsize=64)
+def attachment(name: str) -> str:
+    """What makes a browser save a file under its name: RFC 6266 4.3."""
+    if plain(name) == name:
+        return f'attachment; filename="{name}"'
+    coded = quote(name, errors="surrogateescape")
+    return f"attachment; filename=\"{plain(name)}\"; filename*=UTF-8''{coded}"
+
+
+CONDITIONS = frozenset(("if-match", "if-modified-since", "if-none-match", "if-unmodified-since"))
+
+
 def is_not_modified(headers: Mapping[str, str], etag: str, modified: int) -> bool:
     """Whether the client has it already: RFC 9110 13.2.2, in its order. Refused: 412."""
+    if CONDITIONS.isdisjoint(headers):
+        return False
 
     def names(tags: str) -> bool:
         return tags.strip() == "*" or etag in (tag.strip() for tag in tags.split(","))
@@ -1062,21 +1120,19 @@ def parse_range(text: str, size: int) -> range | None:
     return range(start, stop)
 
 
-_date = functools.lru_cache(maxsize=1)(functools.partial(formatdate, usegmt=True))
-
-
+_KEPT = "Server: ota-server\r\nConnection: keep-alive"
+_CLOSED = "Server: ota-server\r\nConnection: close"
 _STATUS_LINES = {int(status): f"HTTP/1.1 {int(status)} {status.phrase}" for status in HTTPStatus}
 
 
 def render(reply: Reply, now: float, *, keep_alive: bool = False) -> bytes:
     """A reply's head and, if it is in memory, its body; `now` is UTC seconds."""
-    lines = [
+    lines = (
         _STATUS_LINES[reply.status],
         *map(": ".join, reply.headers),
-        f"Date: {_date(int(now))}",
-        "Server: ota-server",
-        f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n",
-    ]
+        _KEPT if keep_alive else _CLOSED,
+        f"Date: {http_date(int(now))}\r\n\r\n",
+    )
     head = "\r\n".join(lines).encode("ascii")
     return head + reply.body if isinstance(reply.body, bytes) else head
 
@@ -1098,8 +1154,7 @@ class Config:
     notify_socket: str = ""  # where systemd listens; "": nowhere
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """A decision that was made."""
 
     report: Report
@@ -1111,7 +1166,7 @@ Endpoint = Callable[["Site", Request], Reply]
 Listener = Callable[[Event], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Route:
     """Which paths an endpoint answers."""
 
@@ -1121,7 +1176,7 @@ class Route:
     blocking: bool = False  # runs in a thread, not on the loop
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Site:
     """Everything that answers a request, built once."""
 
@@ -1133,6 +1188,7 @@ class Site:
     listeners: tuple[Listener, ...]
     closers: tuple[Callable[[], None], ...]
 
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - a process has one site
     def route(self, path: str) -> Route:
         """The first route that matches. Refused: 404."""
         for route in self.routes:
@@ -1164,12 +1220,12 @@ def recognised(report: Report, releases: Sequence[Release]) -> Report:
     if report.chip == ESP32_FAMILY:
         for release in releases:
             if report.sketch_sha256 in release.facts.running:
-                return replace(report, chip=release.facts.chip)
+                return report._replace(chip=release.facts.chip)
         several = len({release.facts.chip for release in releases} - {"esp8266"}) > 1
-        return replace(report, chip=UNKNOWN_ESP32) if several else report
+        return report._replace(chip=UNKNOWN_ESP32) if several else report
     for release in releases if report.sketch_md5 and releases[0].facts.packed else ():
         if report.sketch_md5 in release.facts.by_mode:
-            return replace(report, flash_mode=release.facts.by_mode.index(report.sketch_md5))
+            return report._replace(flash_mode=release.facts.by_mode.index(report.sketch_md5))
     return report
 
 
@@ -1200,7 +1256,7 @@ def answer(site: Site, request: Request) -> Reply:
         return reply
     if isinstance(reply.body, Image):
         reply.body.file.close()
-    return replace(reply, body=b"")
+    return reply._replace(body=b"")
 
 
 def _endpoint(site: Site, request: Request) -> Endpoint:
@@ -1225,7 +1281,7 @@ def update(site: Site, request: Request) -> Reply:
     if request.headers.get("x-esp8266-mode") == "version":  # getAvailableVersion() knows only 200
         best = outcome if isinstance(outcome, Release) else report
         return Reply(200, (("x-version", str(best.version)), ("Content-Length", "0"), UNCACHED))
-    return _decision_reply(site, request, Event(report, outcome), "no-cache, no-transform")
+    return _decision_reply(site, request, report, outcome, "no-cache, no-transform")
 
 
 def download(site: Site, request: Request) -> Reply:
@@ -1241,12 +1297,13 @@ def download(site: Site, request: Request) -> Reply:
     outcome = choose(asked, named, SAFETY)
     if report.chip is not None:  # a device, no browser
         _announced(site, report, outcome)
-    return _decision_reply(site, request, Event(report, outcome), "no-transform")
+    return _decision_reply(site, request, report, outcome, "no-transform")
 
 
-def _decision_reply(site: Site, request: Request, event: Event, cache: str) -> Reply:
+def _decision_reply(
+    site: Site, request: Request, report: Report, outcome: Release | Objection, cache: str
+) -> Reply:
     """A decision as status and bytes; the file is open before anything is promised."""
-    outcome = event.outcome
     if isinstance(outcome, Objection):
         if outcome.deny:
             return refusal(Refused(403, str(outcome)))
@@ -1258,7 +1315,7 @@ def _decision_reply(site: Site, request: Request, event: Event, cache: str) -> R
     finally:
         if reply is None or reply.body is not image:
             image.file.close()
-    return replace(reply, recipient=f"{event.report.device or '-'} {request.peer}")
+    return reply._replace(recipient=f"{report.device or '-'} {request.peer}")
 
 
 # -- 10. Page: what a person sees ------------------------------------------------------------------
@@ -1344,8 +1401,8 @@ def build_site(config: Config, catalog: Catalog) -> Site:
 # -- 11. Loop: the only section with sockets -------------------------------------------------------
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+MSG_MORE = getattr(socket, "MSG_MORE", 0)  # more follows at once
 NEVER = float("inf")  # monotonic seconds
-WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 Wait = tuple[int, float]  # READ, WRITE or 0 for neither; until when, monotonic seconds
 
 
@@ -1368,7 +1425,10 @@ class Connection:
     It yields a Wait, or a Request whose endpoint blocks and is then sent the Reply.
     """
 
-    __slots__ = ("deadline", "events", "fileno", "idle", "peer", "server", "socket", "steps")
+    __slots__ = (
+        "deadline", "events", "fileno", "idle", "incoming", "outgoing", "peer", "sent", "server",
+        "socket", "steps", "tls",
+    )  # fmt: skip
 
     def __init__(self, server: Server, client: socket.socket, peer: str) -> None:
         self.server = server
@@ -1378,41 +1438,73 @@ class Connection:
         self.events = 0  # what the selector watches for it
         self.deadline = NEVER
         self.idle = True  # no request of it is being answered: nobody misses it
+        self.tls: ssl.SSLObject | None = None  # between `incoming` and `outgoing`
+        self.sent = 0  # bytes of the image
         self.steps = self._talk()
 
     def _talk(self) -> Generator[Wait | Request, Reply | None, None]:
         """The whole conversation."""
-        tls, limits = self.server.tls, self.server.limits
+        limits = self.server.limits
         try:
             self.socket.setblocking(False)
-            if tls is not None:
-                # The reply follows the tickets of TLS 1.3 at once; Nagle would hold it for 40 ms.
-                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                deadline = time.monotonic() + limits.handshake
-                self.socket = shaking = tls.wrap_socket(
-                    self.socket, server_side=True, do_handshake_on_connect=False
-                )
-                yield from self._until(deadline, READ, shaking.do_handshake)
+            if self.server.tls is not None:
+                yield from self._shake_hands(self.server.tls, time.monotonic() + limits.handshake)
             yield from self._serve(limits)
         except ssl.SSLError as err:
             log.info("%s speaks no TLS that fits: %s", self.peer, err.reason or err)
+            farewell = self.outgoing.read()  # an alert
             if err.reason == "HTTP_REQUEST":
                 reply = text_reply(400, "this port speaks HTTPS: use https://")
-                with suppress(OSError):  # below the TLS layer; bytes left unread would reset it
-                    socket.socket.send(self.socket, render(reply, time.time()))
-                    socket.socket.recv(self.socket, MAX_HEAD)
+                farewell = render(reply, time.time())
+            self.tls = None
+            with suppress(OSError):
+                self.socket.send(farewell)
+                self.socket.recv(MAX_HEAD)  # bytes left unread would reset the connection
         except OSError as err:
             log.debug("%s is gone: %s", self.peer, err)
         finally:
-            self._end_tls()
-            self.socket.close()
+            self._say_goodbye()
 
-    def _end_tls(self) -> None:
-        """Sends close_notify, else OpenSSL forgets the session, and goes on without TLS."""
-        if isinstance(self.socket, ssl.SSLSocket):
-            with suppress(OSError, ValueError):
-                self.socket.unwrap()
-            self.socket = socket.socket(fileno=self.socket.detach())
+    def _shake_hands(self, context: ssl.SSLContext, deadline: float) -> Generator[Wait, None, None]:
+        """TLS from here on; what the handshake says last goes out with the first reply."""
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        while self.tls is None:
+            if not (yield from self._fetch(deadline)):
+                raise ConnectionResetError("it closed before the handshake was over")
+            with suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+                self.tls = tls
+
+    def _fetch(self, deadline: float) -> Generator[Wait, None, bool]:
+        """Gives the client what TLS has to say, TLS what comes back; whether anything did."""
+        if self.outgoing.pending:
+            yield from self._send(self.outgoing.read())
+        data = yield from self._until(deadline, READ, self.socket.recv, MAX_HEAD)
+        self.incoming.write(data)
+        return bool(data)
+
+    def _sealed(self, data: bytes, record: int = PIECE) -> bytes:
+        """What goes out for `data`: under TLS, records of so many bytes."""
+        if self.tls is None:
+            return data
+        for start in range(0, len(data), record):
+            self.tls.write(data[start : start + record])
+        return self.outgoing.read()
+
+    def _end_tls(self) -> bytes:
+        """What ends TLS: a close_notify, without which OpenSSL forgets the session."""
+        if self.tls is None:
+            return b""
+        with suppress(ssl.SSLError):  # it wants to read the other one's, too
+            self.tls.unwrap()
+        self.tls = None
+        return self.outgoing.read()
+
+    def _say_goodbye(self) -> None:
+        if self.tls is not None:
+            with suppress(OSError):
+                self.socket.send(self._end_tls())
 
     def _serve(self, limits: Limits) -> Generator[Wait | Request, Reply | None, None]:
         """Requests and replies, until one of the two sides has had enough."""
@@ -1424,12 +1516,12 @@ class Connection:
                 if not head:
                     return
                 request = parse_head(head, self.peer, secure=self.server.tls is not None)
-                if request.keep_alive or request.body_size > MAX_BODY:
+                if request.body_size and (request.keep_alive or request.body_size > MAX_BODY):
                     rest = yield from self._drop_body(request.body_size, rest)
                 blocking = self.server.site.route(request.path).blocking
             except Refused as refused:
                 log.info("%s refused, %s: %s", self.peer, refused.status, refused.reason)
-                yield from self._send(render(refusal(refused), time.time()))
+                yield from self._send(self._sealed(render(refusal(refused), time.time())))
                 yield from self._linger(limits.linger)
                 return
             self.idle = False
@@ -1438,36 +1530,41 @@ class Connection:
             keep_alive = request.keep_alive and not self.server.draining
             is_image = isinstance(reply.body, Image)
             unread = not request.keep_alive and request.body_size > 0
-            sending = self._sending(request, reply, keep_alive=keep_alive)
+            sending = self._sending(request, reply, rest, keep_alive=keep_alive)
             del head, request, reply  # while a slow device reads, as little as possible stays
             yield from sending
             if not keep_alive or self.server.draining:
-                if (is_image or unread) and not self.server.draining:
+                # Under TLS a close_notify is still to come, which would reset the end of an image.
+                lingers = unread or (is_image and (self.tls is not None or self._has_unread()))
+                if lingers and not self.server.draining:
                     yield from self._linger(limits.idle if is_image else limits.linger)
                 return
             if served == 0:  # the next reply shall not wait until this one is acknowledged
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if served % REQUESTS == REQUESTS - 1:
+            if (rest or self.tls is not None) and served % REQUESTS == REQUESTS - 1:
                 yield WRITE, time.monotonic() + limits.progress
 
     def _until(
         self, deadline: float, event: int, call: Callable[..., Any], *args: Any
     ) -> Generator[Wait, None, Any]:
-        """What `call` gives back, once the socket, or TLS in it, is ready for `event`."""
+        """What `call` gives back, once the socket is ready for `event`."""
         while True:
             try:
                 return call(*args)
             except BlockingIOError:
-                wanted = event
-            except ssl.SSLWantReadError:
-                wanted = READ
-            except ssl.SSLWantWriteError:
-                wanted = WRITE
-            yield wanted, deadline  # not inside except: what waits would hold on to the exception
+                pass
+            yield event, deadline  # not inside except: what waits would hold on to the exception
 
     def _receive(self, deadline: float) -> Generator[Wait, None, Any]:
         """Some bytes; none once the client has closed, with or without close_notify."""
-        return self._until(deadline, READ, self.socket.recv, MAX_HEAD)
+        while self.tls is not None:
+            try:
+                return self.tls.read(MAX_HEAD)
+            except ssl.SSLWantReadError:
+                pass
+            if not (yield from self._fetch(deadline)):
+                return b""
+        return (yield from self._until(deadline, READ, self.socket.recv, MAX_HEAD))
 
     def _receive_head(
         self, rest: bytes, *, fresh: bool
@@ -1477,18 +1574,13 @@ class Connection:
         begun = fresh  # a new connection comes with its head
         deadline = time.monotonic() + (limits.head if fresh else limits.idle)
         while True:
-            rest = rest.removeprefix(b"\r\n")  # RFC 9112 2.2
-            end = rest.find(b"\r\n\r\n") + 4
-            if end > MAX_HEAD or (end < 4 and len(rest) >= MAX_HEAD):
-                raise Refused(431, f"the head of the request has more than {MAX_HEAD} bytes")
-            if end >= 4:
-                return rest[:end], rest[end:]
-            if _NO_HEAD.search(rest):
-                raise Refused(400, "this is no HTTP request with CR LF line ends")
-            try:  # it is there already, nearly always
-                more = self.socket.recv(MAX_HEAD)
-            except WOULD_BLOCK:
-                more = yield from self._receive(deadline)
+            if rest:
+                head, rest = split_head(rest)
+                if head:
+                    return head, rest
+            if not fresh and self.tls is None:  # TLS may hold bytes already
+                yield READ, deadline
+            more = yield from self._receive(deadline)
             if not more:
                 return b"", b""
             if not begun and more.strip(b"\r\n"):
@@ -1508,94 +1600,140 @@ class Connection:
             rest += more
         return rest[size:]
 
+    def _has_unread(self) -> bool:
+        """Whether the client has sent more than was asked for."""
+        with suppress(BlockingIOError):
+            return bool(self.socket.recv(1))
+        return False
+
     def _linger(self, seconds: float) -> Generator[Wait, None, None]:
         """Waits until the client has read: a close with bytes unread would reset the connection."""
         self.idle = True
         deadline = time.monotonic() + seconds
-        self._end_tls()
+        self._say_goodbye()
         self.socket.shutdown(socket.SHUT_WR)
         for _ in range(64):
             if not (yield from self._until(deadline, READ, self.socket.recv, CHUNK)):
                 return
 
-    def _sending(self, request: Request, reply: Reply, *, keep_alive: bool) -> Iterator[Wait]:
+    def _sending(
+        self, request: Request, reply: Reply, rest: bytes, *, keep_alive: bool
+    ) -> Iterator[Wait]:
         """The generator that sends the reply."""
         data = render(reply, time.time(), keep_alive=keep_alive)
         if not isinstance(reply.body, Image):
-            return self._send(data)
+            sealed = self._sealed(data) if keep_alive else self._sealed(data) + self._end_tls()
+            return self._send(sealed, MSG_MORE * (keep_alive and rest.endswith(b"\r\n\r\n")))
         is_device = request.headers.get("user-agent", "").startswith("ESP")
         record = DEVICE_RECORD if is_device else PIECE
         return self._send_image(data, reply, record)
 
-    def _send(self, data: bytes) -> Iterator[Wait]:
+    def _send(self, data: bytes, flags: int = 0) -> Generator[Wait, None, bool]:
+        """Sends; gives back whether it had to wait."""
         try:  # there is room for it, nearly always
-            view = memoryview(data)[self.socket.send(data) :]
-        except WOULD_BLOCK:
+            view = memoryview(data)[self.socket.send(data, flags) :]
+        except BlockingIOError:
             view = memoryview(data)
+        waited = len(view) > 0
         while view:
             deadline = time.monotonic() + self.server.limits.progress
             sent = yield from self._until(deadline, WRITE, self.socket.send, view)
             view = view[sent:]
+        return waited
 
     def _send_image(self, head: bytes, reply: Reply, record: int) -> Iterator[Wait]:
         """Head and image. The first bytes of both leave together: an ESP32 waits only 100 ms."""
         image, part, recipient = reply.body, reply.part, reply.recipient
         assert isinstance(image, Image)
         del reply  # its headers
-        offset = turn = part.start
+        self.sent = 0
         try:
-            buffer = SEND_BUFFER if self.server.tls is None else TLS_SEND_BUFFER
+            buffer = SEND_BUFFER if self.tls is None else TLS_SEND_BUFFER
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-            piece = self._piece(image, offset, min(len(part), max(1, record - len(head))))
-            yield from self._send(head + piece)
-            offset += len(piece)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Nagle: 40 ms stalls
+            piece = self._piece(image, part.start, min(len(part), max(1, record - len(head))))
+            more = MSG_MORE * (len(piece) < len(part))
+            yield from self._send(self._sealed(head + piece, record), more)
+            self.sent = len(piece)
             del head, piece
-            deadline = time.monotonic() + self.server.limits.progress
-            while offset < part.stop:
-                try:
-                    sent = self._push(image, offset, part.stop, record)
-                    deadline = time.monotonic() + self.server.limits.progress
-                    event = WRITE
-                except WOULD_BLOCK as err:
-                    sent, event = 0, READ if isinstance(err, ssl.SSLWantReadError) else WRITE
-                offset += sent
-                if not sent or offset - turn >= TURN:
-                    turn = offset
-                    yield event, deadline  # not inside except: it would hold on to the exception
+            if self.tls is None:
+                yield from self._send_pages(image, part)
+            else:
+                yield from self._send_records(image, part, record)
         finally:
             image.file.close()
-            count, name = offset - part.start, os.path.basename(str(image.file.name))
-            level = logging.INFO if count == len(part) else logging.WARNING
+            name = os.path.basename(str(image.file.name))
+            level = logging.INFO if self.sent == len(part) else logging.WARNING
             line = "%s was sent %d of %d bytes of %s"
-            log.log(level, line, recipient, count, len(part), printable(name))
+            log.log(level, line, recipient, self.sent, len(part), printable(name))
 
-    def _push(self, image: Image, offset: int, stop: int, record: int) -> int:
+    def _send_records(self, image: Image, part: range, record: int) -> Iterator[Wait]:
+        """The rest of an image under TLS; several records at once to who takes them as fast."""
+        turn = waited = self.sent
+        at_once = record
+        while self.sent < len(part):
+            if at_once == record and self.sent - waited >= 2 * AT_ONCE:
+                at_once = AT_ONCE
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            size = min(at_once, len(part) - self.sent)
+            sealed = self._sealed(self._piece(image, part.start + self.sent, size), record)
+            if (yield from self._send(sealed)):
+                turn = waited = self.sent
+            self.sent += size
+            if self.sent - turn >= TURN:
+                turn = self.sent
+                yield WRITE, time.monotonic() + self.server.limits.progress
+
+    def _send_pages(self, image: Image, part: range) -> Iterator[Wait]:
+        """The rest of an image, from the page cache where that is possible."""
+        turn = self.sent
+        deadline = time.monotonic() + self.server.limits.progress
+        while self.sent < len(part):
+            try:
+                sent = self._push(image, part.start + self.sent, part.stop)
+                deadline = time.monotonic() + self.server.limits.progress
+            except BlockingIOError:
+                sent = 0
+            self.sent += sent
+            if not sent or self.sent - turn >= TURN or self.sent == len(part) - LAST:
+                turn = self.sent
+                yield WRITE, deadline  # not inside except: it would hold on to the exception
+
+    def _push(self, image: Image, offset: int, stop: int) -> int:
         """Sends once; gives back how many bytes the kernel took. Nothing is held while it waits.
 
         sendfile hands pages to the socket, not copies: what a rewrite of the file changes before
-        they leave goes out changed. So the end is copied: who gets it all gets none of a rewrite.
+        they leave goes out changed. So the last bytes are copied, and the very last ones are sent
+        when the kernel holds nothing but copies: who gets them all gets none of a rewrite.
         """
-        ahead = min(TURN, stop - COPIED_TAIL - offset)
-        if ahead > 0 and self.server.tls is None and hasattr(os, "sendfile"):
+        ahead = stop - 2 * LAST - offset
+        if ahead > 0 and hasattr(os, "sendfile"):
             try:
-                sent = os.sendfile(self.fileno, image.file.fileno(), offset, ahead)
+                sent = os.sendfile(self.fileno, image.file.fileno(), offset, min(ahead, TURN))
             except OSError as err:
                 if err.errno not in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
                     raise  # a file system without sendfile is no reason to fail
             else:
-                self._piece(image, offset, 0)
+                self._require(image, sound=sent > 0)
+                if sent == ahead:  # from now on it is writable when it holds less than LAST
+                    self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER)
                 return sent
-        size = SEND_BUFFER if self.server.tls is None else record
-        return self.socket.send(self._piece(image, offset, min(stop - offset, size)))
+        left = stop - offset
+        size = min(left - LAST, AT_ONCE) if left > LAST else left
+        return self.socket.send(self._piece(image, offset, size))
 
     def _piece(self, image: Image, offset: int, size: int) -> bytes:
         """Bytes of the image, as long as it is the one that was checked."""
         image.file.seek(offset)
         piece = image.file.read(size)
-        if len(piece) < size or not image.is_unchanged():
+        self._require(image, sound=len(piece) == size)
+        return piece
+
+    def _require(self, image: Image, *, sound: bool) -> None:
+        """Raises ConnectionAbortedError unless all is `sound` and the file the one checked."""
+        if not (sound and image.is_unchanged()):
             log.warning("%s changed while it was sent", printable(str(image.file.name)))
             raise ConnectionAbortedError("the file was rewritten: rather no image than a mixed one")
-        return piece
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -1616,12 +1754,14 @@ class Server(ThreadingHTTPServer):
         tls: ssl.SSLContext | None = None,
         limits: Limits | None = None,
         selector: selectors.BaseSelector | None = None,
+        before_waiting: Callable[[], None] = lambda: None,
     ) -> None:
-        """Listens. OSError: it cannot."""
+        """Listens, and calls `before_waiting` whenever all is done. OSError: it cannot."""
         self.site = site
         self.tls = tls
         self.limits = limits or Limits()
         self.draining = False
+        self._before_waiting = before_waiting
         self._selector = selector or selectors.DefaultSelector()
         self._connections: set[Connection] = set()  # that wait for something
         self._waiting: deque[tuple[Connection, Request]] = deque()  # for a thread
@@ -1664,6 +1804,7 @@ class Server(ThreadingHTTPServer):
         try:
             while time.monotonic() < self._end and (self._connections or not self.draining):
                 self._look_at_clock(time.monotonic())
+                self._before_waiting()
                 for key, _ in self._selector.select(min(poll_interval, self.limits.tick)):
                     if key.data is not None:
                         self._advance(key.data)
@@ -1739,10 +1880,10 @@ class Server(ThreadingHTTPServer):
                 self._waiting.append((connection, wanted))
                 wanted = (0, NEVER)
             events, connection.deadline = wanted
-            self._watch(connection, events)
+            if events != connection.events:
+                self._watch(connection, events)
         except StopIteration:
-            if connection in self._connections:
-                self._close(connection)
+            self._close(connection)
         except Exception:
             log.exception("%s: the connection failed", connection.peer)
             self._close(connection)
@@ -1753,13 +1894,15 @@ class Server(ThreadingHTTPServer):
             self._selector.unregister(connection.fileno)
         elif events and not connection.events:
             self._selector.register(connection.fileno, events, connection)
-        elif events != connection.events:
+        else:
             self._selector.modify(connection.fileno, events, connection)
         connection.events = events
 
     def _close(self, connection: Connection) -> None:
-        self._watch(connection, 0)
+        if connection.events:
+            self._watch(connection, 0)
         connection.steps.close()
+        connection.socket.close()
         self._connections.discard(connection)
         if not self._listening:
             self._listen(time.monotonic())
@@ -1802,6 +1945,41 @@ class Server(ThreadingHTTPServer):
 
 
 # -- 12. Command line ------------------------------------------------------------------------------
+
+
+class LogLines(logging.Handler):
+    """Lines for a stream, written together: a system call for each would cost a third of a check.
+
+    flush() writes them; a warning does not wait for it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps a line: time, level, sentence; behind them a trace, if there is one."""
+        when = f"{local_time(int(record.created))},{int(record.msecs):03}"
+        text = self.format(record) if record.exc_info else record.getMessage()
+        self._lines.append(f"{when} {record.levelname} {text}\n")
+        if record.levelno > logging.INFO:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was kept; where that fails, as on a full disk, nobody could be told."""
+        if self._lines:
+            with self.lock, suppress(OSError, ValueError, AttributeError):  # type: ignore[union-attr]
+                lines, self._lines = self._lines, []
+                self._stream.write("".join(lines))
+                self._stream.flush()
+
+
+@functools.lru_cache(maxsize=1)
+def local_time(now: int) -> str:
+    """A second, as it stands in the log; `now` is UTC seconds."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+
 
 EPILOG = """\
 Each option can stand in the environment instead, as OTA_DIR, OTA_PORT, OTA_MAX_CONNECTIONS...
@@ -1908,7 +2086,7 @@ def _url(config: Config, port: int) -> str:
     return f"http{'s' * bool(config.cert)}://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
-def _start(config: Config) -> tuple[Server, DirectoryCatalog]:
+def _start(config: Config, before_waiting: Callable[[], None]) -> tuple[Server, DirectoryCatalog]:
     """A server that listens. SystemExit(2): it cannot, and stderr has said why."""
     try:
         tls = tls_context(config.cert, config.key) if config.cert else None
@@ -1922,7 +2100,8 @@ def _start(config: Config) -> tuple[Server, DirectoryCatalog]:
     except OSError as err:
         _fail(f"--dir {config.dir} {_reason(err)}")
     try:
-        return Server(build_site(config, catalog), tls=tls), catalog
+        site = build_site(config, catalog)
+        return Server(site, tls=tls, before_waiting=before_waiting), catalog
     except OSError as err:
         _fail(f"--host {config.host or '(all)'} --port {config.port}: {err.strerror}")
 
@@ -1949,9 +2128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), handler)
     config = read_config(sys.argv[1:] if argv is None else argv, os.environ, open_files())
-    logging.basicConfig(level=config.log, format="%(asctime)s %(levelname)s %(message)s")
+    lines = LogLines(sys.stderr)
+    logging.basicConfig(level=config.log, handlers=[lines])
     logging.logProcesses = logging.logThreads = logging.logMultiprocessing = False  # not shown
-    server, catalog = _start(config)
+    logging._srcfile = None  # where a line comes from is not shown
+    server, catalog = _start(config, lines.flush)
     newest = [f"{printable(name)} {version}" for name, version in catalog.newest().items()]
     found = ", ".join(newest[:8]) + (f" and {len(newest) - 8} more" if len(newest) > 8 else "")
     url = _url(config, server.server_port)

@@ -118,6 +118,7 @@ def test_help_of_a_terminal_with_80_columns_has_no_longer_lines(tmp_path: Path) 
 @pytest.mark.parametrize("level", ["info", "INFO", "Warning", "debug", "error"])
 def test_log_level_is_read_in_any_case(level: str, folder: Path) -> None:
     with serving(folder, "--log", level) as script:
+        assert script.end(signal.SIGTERM) == 0  # lines are written together
         assert ("-> 1.10.0" in script.log) is (level.upper() in {"INFO", "DEBUG"})
 
 
@@ -158,7 +159,7 @@ def test_environment_stands_for_every_option(folder: Path, certificate: Path) ->
 def test_option_wins_over_environment(folder: Path) -> None:
     env = {"OTA_DIR": "/nowhere", "OTA_LOG": "error", "OTA_PORT": "1", "OTA_HOST": "192.0.2.1"}
     with serving(folder, "--log", "info", env=env) as script:
-        assert "-> 1.10.0" in script.log
+        wait_until(lambda: "-> 1.10.0" in script.log)
 
 
 def test_empty_environment_variable_is_none(folder: Path) -> None:

@@ -108,6 +108,21 @@ def test_stray_byte_behind_a_request_does_not_cut_off_the_image(folder: Path) ->
         assert wire.rest() == image
 
 
+def test_rewrite_while_pages_wait_in_the_socket_is_noticed_before_the_last_bytes(
+    folder: Path,
+) -> None:
+    image = esp8266_image("late", "1.0.0", payload=bytes(90_000))  # the kernel takes all but a bit
+    path = put(folder / "late-1.0.0.bin", image)
+    with standing(site_of(folder)) as stand, stand.dial(receive_buffer=4096) as wire:
+        wire.send(request("/late/late-1.0.0.bin"))
+        assert wire.head().status == 200
+        assert stand.is_fine()  # the loop has had its turn
+        with path.open("r+b") as file:
+            file.write(b"\xff" * len(image))
+        received = wire.rest()
+        assert len(received) < len(image) or received == image
+
+
 def test_rewrite_while_the_last_bytes_wait_in_the_socket_does_not_change_them(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

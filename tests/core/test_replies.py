@@ -475,9 +475,9 @@ def test_head_is_rendered_in_order_with_date_server_and_connection(keep_alive: b
         "HTTP/1.1 200 OK",
         "x-MD5: 0",
         'ETag: "1"',
-        "Date: Sun, 06 Nov 1994 08:49:37 GMT",
         "Server: ota-server",
         f"Connection: {'keep-alive' if keep_alive else 'close'}",
+        "Date: Sun, 06 Nov 1994 08:49:37 GMT",
         "",
         "",
     ]
@@ -909,7 +909,7 @@ def test_links_of_the_page_lead_to_the_files(site: Site, folder: Path) -> None:
 
 
 def test_page_over_tls_links_to_https(site: Site) -> None:
-    request = dataclasses.replace(request_of("/", {"host": "pi.local"}), secure=True)
+    request = request_of("/", {"host": "pi.local"})._replace(secure=True)
     text = html.unescape(bytes(answer(site, request).body).decode())  # type: ignore[arg-type]
     assert "WiFiClientSecure" in text
     assert '"https://pi.local/firmware"' in text

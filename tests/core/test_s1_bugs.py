@@ -55,7 +55,7 @@ def test_port_given_as_text_does_not_crash(folder: Path) -> None:
 
 def test_log_level_in_lower_case_does_not_crash(folder: Path) -> None:
     with serving(folder, "--log", "info") as script:
-        assert "firmware 1.0.0 -> 1.10.0" in script.log
+        wait_until(lambda: "firmware 1.0.0 -> 1.10.0" in script.log)
 
 
 def test_missing_home_does_not_crash(folder: Path) -> None:

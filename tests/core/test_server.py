@@ -38,7 +38,7 @@ def large_image(seed: int = 0) -> bytes:
     """An image so large that most of it leaves by sendfile, and a kernel cannot buffer it."""
     payload = hashlib.shake_128(bytes([seed])).digest(2 << 20)
     image = esp32_image("big", "1.0.0", payload=payload)
-    assert len(image) > 4 * (ota_server.COPIED_TAIL + ota_server.PIECE)
+    assert len(image) > 4 * (ota_server.LAST + ota_server.SEND_BUFFER + ota_server.PIECE)
     return image
 
 

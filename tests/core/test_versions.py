@@ -115,6 +115,7 @@ def test_version_is_read_and_written_in_normal_form(text: str, normal: str) -> N
         pytest.param("nan", id="nan"),
         pytest.param("14.1.0(tasmota)", id="Tasmota"),
         pytest.param(f"1.2.{'9' * 125}", id="129 characters"),
+        pytest.param(f"1.{'9' * 125}", id="129 characters in normal form"),
         pytest.param("9" * 100_000, id="far too long"),
     ],
 )
