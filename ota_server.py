@@ -142,7 +142,7 @@ class Version:
         )
         normal = f"{major}.{minor}.{patch or 0}{'-' * bool(prerelease)}{prerelease}{build}"
         if len(normal) > MAX_VERSION:
-            raise ValueError(f"{shown(text)} is a version of more than {MAX_VERSION} characters")
+            raise ValueError(f"{shown(text)} is too long: it is no version such as 1.2.3")
         return cls((int(major), int(minor), int(patch or 0), not prerelease, identifiers), normal)
 
     @property
