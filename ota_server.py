@@ -72,10 +72,10 @@ TURN = 512 * 1024  # bytes one download sends before the others get their turn
 PIECE = 16 * 1024  # bytes of a TLS record at most, and of an image's first bytes
 DEVICE_RECORD = 4 * 1024  # bytes of a TLS record to a device, which must hold a whole one in memory
 SEND_BUFFER = 64 * 1024  # bytes in the kernel per download, whose own choice would be 2.5 MB
+TLS_SEND_BUFFER = 32 * 1024  # the same under TLS, until the reader turns out to be fast
 AT_ONCE = 32 * 1024  # bytes of an image that are read and sent at once, where all are taken
 LAST = 8 * 1024  # bytes of an image that are sent last, when the kernel holds fewer others
 LAST_BUFFER = LAST // 2  # bytes in the kernel before them, which doubles this
-TLS_SEND_BUFFER = 32 * 1024  # the same under TLS
 DEFER_SECONDS = 1  # the kernel keeps a connection from us while it is silent
 SCAN_SECONDS = 1.0  # between two looks at the folder: changes are seen within 2 s
 SETTLE_NS = 100_000_000  # a file changed less than this long ago may still be written
@@ -963,7 +963,7 @@ def _joined(lines: Iterable[str]) -> dict[str, str]:
     return headers
 
 
-@functools.lru_cache(maxsize=256)  # a fleet asks for the same few again and again
+@functools.lru_cache(maxsize=64)  # a fleet asks for the same few again and again
 def _read_target(method: str, target: str, host: str | None, http: str) -> tuple[str, str, str]:
     """Host, path and query; the authority of an absolute target is the Host (RFC 9112 3.2)."""
     match = _TARGET.fullmatch("/" if (method, target) == ("OPTIONS", "*") else target)
@@ -1036,6 +1036,10 @@ def plain(text: str) -> str:
     return "".join(char if " " <= char <= "~" and char not in '"\\' else "?" for char in text)
 
 
+# UTC seconds as RFC 9110 5.6.7 writes them
+http_date = functools.lru_cache(maxsize=64)(functools.partial(formatdate, usegmt=True))
+
+
 def image_reply(request: Request, release: Release, image: Image, cache: str) -> Reply:
     """The bytes asked for, or that nothing changed: RFC 9110 13 and 14.
 
@@ -1065,9 +1069,6 @@ def image_reply(request: Request, release: Release, image: Image, cache: str) ->
     return Reply(206, (*headers, where), image, part)
 
 
-http_date = functools.lru_cache(maxsize=64)(functools.partial(formatdate, usegmt=True))
-
-
 @functools.lru_cache(maxsize=64)
 def attachment(name: str) -> str:
     """What makes a browser save a file under its name: RFC 6266 4.3."""
@@ -1077,6 +1078,7 @@ def attachment(name: str) -> str:
     return f"attachment; filename=\"{plain(name)}\"; filename*=UTF-8''{coded}"
 
 
+# Fields that make a request conditional: RFC 9110 13.1
 CONDITIONS = frozenset(("if-match", "if-modified-since", "if-none-match", "if-unmodified-since"))
 
 
@@ -1120,8 +1122,6 @@ def parse_range(text: str, size: int) -> range | None:
     return range(start, stop)
 
 
-_KEPT = "Server: ota-server\r\nConnection: keep-alive"
-_CLOSED = "Server: ota-server\r\nConnection: close"
 _STATUS_LINES = {int(status): f"HTTP/1.1 {int(status)} {status.phrase}" for status in HTTPStatus}
 
 
@@ -1130,7 +1130,7 @@ def render(reply: Reply, now: float, *, keep_alive: bool = False) -> bytes:
     lines = (
         _STATUS_LINES[reply.status],
         *map(": ".join, reply.headers),
-        _KEPT if keep_alive else _CLOSED,
+        f"Server: ota-server\r\nConnection: {'keep-alive' if keep_alive else 'close'}",
         f"Date: {http_date(int(now))}\r\n\r\n",
     )
     head = "\r\n".join(lines).encode("ascii")
@@ -1188,7 +1188,7 @@ class Site:
     listeners: tuple[Listener, ...]
     closers: tuple[Callable[[], None], ...]
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019 - a process has one site
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - a process has one site
     def route(self, path: str) -> Route:
         """The first route that matches. Refused: 404."""
         for route in self.routes:
@@ -1454,8 +1454,9 @@ class Connection:
             log.info("%s speaks no TLS that fits: %s", self.peer, err.reason or err)
             farewell = self.outgoing.read()  # an alert
             if err.reason == "HTTP_REQUEST":
-                reply = text_reply(400, "this port speaks HTTPS: use https://")
-                farewell = render(reply, time.time())
+                farewell = render(
+                    text_reply(400, "this port speaks HTTPS: use https://"), time.time()
+                )
             self.tls = None
             with suppress(OSError):
                 self.socket.send(farewell)
@@ -1463,10 +1464,14 @@ class Connection:
         except OSError as err:
             log.debug("%s is gone: %s", self.peer, err)
         finally:
-            self._say_goodbye()
+            if self.tls is not None:
+                with suppress(OSError):
+                    self.socket.send(self._end_tls())
 
     def _shake_hands(self, context: ssl.SSLContext, deadline: float) -> Generator[Wait, None, None]:
         """TLS from here on; what the handshake says last goes out with the first reply."""
+        # A reply may follow the tickets of TLS 1.3 at once; Nagle would hold it for 40 ms.
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         while self.tls is None:
@@ -1489,7 +1494,7 @@ class Connection:
         if self.tls is None:
             return data
         for start in range(0, len(data), record):
-            self.tls.write(data[start : start + record])
+            self.tls.write(memoryview(data)[start : start + record])
         return self.outgoing.read()
 
     def _end_tls(self) -> bytes:
@@ -1500,11 +1505,6 @@ class Connection:
             self.tls.unwrap()
         self.tls = None
         return self.outgoing.read()
-
-    def _say_goodbye(self) -> None:
-        if self.tls is not None:
-            with suppress(OSError):
-                self.socket.send(self._end_tls())
 
     def _serve(self, limits: Limits) -> Generator[Wait | Request, Reply | None, None]:
         """Requests and replies, until one of the two sides has had enough."""
@@ -1530,7 +1530,7 @@ class Connection:
             keep_alive = request.keep_alive and not self.server.draining
             is_image = isinstance(reply.body, Image)
             unread = not request.keep_alive and request.body_size > 0
-            sending = self._sending(request, reply, rest, keep_alive=keep_alive)
+            sending = self._sending(request, reply, rest, keep_alive)
             del head, request, reply  # while a slow device reads, as little as possible stays
             yield from sending
             if not keep_alive or self.server.draining:
@@ -1539,6 +1539,8 @@ class Connection:
                 if lingers and not self.server.draining:
                     yield from self._linger(limits.idle if is_image else limits.linger)
                 return
+            if is_image:  # it was lowered for the end
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             if served == 0:  # the next reply shall not wait until this one is acknowledged
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if (rest or self.tls is not None) and served % REQUESTS == REQUESTS - 1:
@@ -1557,12 +1559,16 @@ class Connection:
 
     def _receive(self, deadline: float) -> Generator[Wait, None, Any]:
         """Some bytes; none once the client has closed, with or without close_notify."""
+        fetched = False
         while self.tls is not None:
             try:
                 return self.tls.read(MAX_HEAD)
             except ssl.SSLWantReadError:
                 pass
-            if not (yield from self._fetch(deadline)):
+            if fetched:  # nothing for us was in it, such as a change of keys: others first
+                yield READ, deadline
+            fetched = yield from self._fetch(deadline)
+            if not fetched:
                 return b""
         return (yield from self._until(deadline, READ, self.socket.recv, MAX_HEAD))
 
@@ -1610,20 +1616,19 @@ class Connection:
         """Waits until the client has read: a close with bytes unread would reset the connection."""
         self.idle = True
         deadline = time.monotonic() + seconds
-        self._say_goodbye()
+        yield from self._send(self._end_tls())
         self.socket.shutdown(socket.SHUT_WR)
         for _ in range(64):
             if not (yield from self._until(deadline, READ, self.socket.recv, CHUNK)):
                 return
 
-    def _sending(
-        self, request: Request, reply: Reply, rest: bytes, *, keep_alive: bool
-    ) -> Iterator[Wait]:
+    def _sending(self, request: Request, reply: Reply, rest: bytes, kept: bool) -> Iterator[Wait]:
         """The generator that sends the reply."""
-        data = render(reply, time.time(), keep_alive=keep_alive)
+        data = render(reply, time.time(), keep_alive=kept)
         if not isinstance(reply.body, Image):
-            sealed = self._sealed(data) if keep_alive else self._sealed(data) + self._end_tls()
-            return self._send(sealed, MSG_MORE * (keep_alive and rest.endswith(b"\r\n\r\n")))
+            sealed = self._sealed(data) if kept else self._sealed(data) + self._end_tls()
+            follows = kept and rest.startswith(b"GET ") and rest.endswith(b"\r\n\r\n")
+            return self._send(sealed, MSG_MORE * follows)  # with the next reply, or after 200 ms
         is_device = request.headers.get("user-agent", "").startswith("ESP")
         record = DEVICE_RECORD if is_device else PIECE
         return self._send_image(data, reply, record)
@@ -1648,8 +1653,8 @@ class Connection:
         del reply  # its headers
         self.sent = 0
         try:
-            buffer = SEND_BUFFER if self.tls is None else TLS_SEND_BUFFER
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+            size = SEND_BUFFER if self.tls is None else TLS_SEND_BUFFER
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Nagle: 40 ms stalls
             piece = self._piece(image, part.start, min(len(part), max(1, record - len(head))))
             more = MSG_MORE * (len(piece) < len(part))
@@ -1662,23 +1667,26 @@ class Connection:
                 yield from self._send_records(image, part, record)
         finally:
             image.file.close()
-            name = os.path.basename(str(image.file.name))
-            level = logging.INFO if self.sent == len(part) else logging.WARNING
-            line = "%s was sent %d of %d bytes of %s"
-            log.log(level, line, recipient, self.sent, len(part), printable(name))
+            self._tell(image, len(part), recipient)
+
+    def _tell(self, image: Image, size: int, recipient: str) -> None:
+        """One line for an image; not in the generator, whose size counts thousands of times."""
+        level = logging.INFO if self.sent == size else logging.WARNING
+        name = printable(os.path.basename(str(image.file.name)))
+        log.log(level, "%s was sent %d of %d bytes of %s", recipient, self.sent, size, name)
 
     def _send_records(self, image: Image, part: range, record: int) -> Iterator[Wait]:
         """The rest of an image under TLS; several records at once to who takes them as fast."""
-        turn = waited = self.sent
+        turn = paused = self.sent  # where others had their turn, where we had to wait
         at_once = record
         while self.sent < len(part):
-            if at_once == record and self.sent - waited >= 2 * AT_ONCE:
+            if at_once == record and self.sent - paused >= 2 * AT_ONCE:
                 at_once = AT_ONCE
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             size = min(at_once, len(part) - self.sent)
             sealed = self._sealed(self._piece(image, part.start + self.sent, size), record)
             if (yield from self._send(sealed)):
-                turn = waited = self.sent
+                turn = paused = self.sent
             self.sent += size
             if self.sent - turn >= TURN:
                 turn = self.sent
@@ -1686,18 +1694,21 @@ class Connection:
 
     def _send_pages(self, image: Image, part: range) -> Iterator[Wait]:
         """The rest of an image, from the page cache where that is possible."""
+        progress = self.server.limits.progress
         turn = self.sent
-        deadline = time.monotonic() + self.server.limits.progress
+        deadline = time.monotonic() + progress
         while self.sent < len(part):
-            try:
-                sent = self._push(image, part.start + self.sent, part.stop)
-                deadline = time.monotonic() + self.server.limits.progress
-            except BlockingIOError:
-                sent = 0
+            sent = self._push(image, part.start + self.sent, part.stop)
             self.sent += sent
-            if not sent or self.sent - turn >= TURN or self.sent == len(part) - LAST:
+            left = len(part) - self.sent
+            if sent:
+                deadline = max(deadline, time.monotonic() + progress)
+            if left == 2 * LAST:  # the socket is writable now when the kernel holds less than LAST
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER)
+                deadline += 2 * progress  # so that much more has to leave before the next byte does
+            if not sent or self.sent - turn >= TURN or left == LAST:
                 turn = self.sent
-                yield WRITE, deadline  # not inside except: it would hold on to the exception
+                yield WRITE, deadline
 
     def _push(self, image: Image, offset: int, stop: int) -> int:
         """Sends once; gives back how many bytes the kernel took. Nothing is held while it waits.
@@ -1707,20 +1718,22 @@ class Connection:
         when the kernel holds nothing but copies: who gets them all gets none of a rewrite.
         """
         ahead = stop - 2 * LAST - offset
-        if ahead > 0 and hasattr(os, "sendfile"):
-            try:
+        try:
+            if ahead > 0 and hasattr(os, "sendfile"):
                 sent = os.sendfile(self.fileno, image.file.fileno(), offset, min(ahead, TURN))
-            except OSError as err:
-                if err.errno not in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
-                    raise  # a file system without sendfile is no reason to fail
-            else:
                 self._require(image, sound=sent > 0)
-                if sent == ahead:  # from now on it is writable when it holds less than LAST
-                    self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER)
                 return sent
+        except BlockingIOError:
+            return 0  # caught here, not in the generator, which would keep 240 bytes of it
+        except OSError as err:
+            if err.errno not in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
+                raise  # a file system without sendfile is no reason to fail
         left = stop - offset
         size = min(left - LAST, AT_ONCE) if left > LAST else left
-        return self.socket.send(self._piece(image, offset, size))
+        try:
+            return self.socket.send(self._piece(image, offset, size))
+        except BlockingIOError:
+            return 0
 
     def _piece(self, image: Image, offset: int, size: int) -> bytes:
         """Bytes of the image, as long as it is the one that was checked."""
@@ -1854,8 +1867,7 @@ class Server(ThreadingHTTPServer):
                 return None
             except OSError as err:  # such as EMFILE; without a pause the loop would spin
                 return self._pause(f"connections cannot be accepted: {err.strerror}")
-            connection = Connection(self, client, str(address[0]).removeprefix("::ffff:"))
-            self._advance(connection)
+            self._advance(Connection(self, client, str(address[0]).removeprefix("::ffff:")))
         return None
 
     def _pause(self, reason: str) -> None:
@@ -1957,22 +1969,28 @@ class LogLines(logging.Handler):
         super().__init__()
         self._stream = stream
         self._lines: list[str] = []
+        self._writing = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keeps a line: time, level, sentence; behind them a trace, if there is one."""
         when = f"{local_time(int(record.created))},{int(record.msecs):03}"
-        text = self.format(record) if record.exc_info else record.getMessage()
+        try:
+            text = self.format(record) if record.exc_info else record.getMessage()
+        except (TypeError, ValueError):  # its arguments do not fit
+            return self.handleError(record)
         self._lines.append(f"{when} {record.levelname} {text}\n")
-        if record.levelno > logging.INFO:
-            self.flush()
+        return self.flush() if record.levelno > logging.INFO else None
 
     def flush(self) -> None:
         """Writes what was kept; where that fails, as on a full disk, nobody could be told."""
-        if self._lines:
-            with self.lock, suppress(OSError, ValueError, AttributeError):  # type: ignore[union-attr]
-                lines, self._lines = self._lines, []
-                self._stream.write("".join(lines))
-                self._stream.flush()
+        if not self._lines or self._writing:  # a signal handler may log in the middle of it
+            return
+        with self.lock, suppress(OSError, ValueError, AttributeError):  # type: ignore[union-attr]
+            self._writing = True
+            lines, self._lines = self._lines, []
+            self._stream.write("".join(lines))
+            self._stream.flush()
+        self._writing = False
 
 
 @functools.lru_cache(maxsize=1)
@@ -2063,6 +2081,7 @@ def tls_context(cert: str, key: str) -> ssl.SSLContext:
     """TLS 1.2 and newer. OSError, of which ssl.SSLError is one: the files do not do."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.load_cert_chain(cert, key or None, password=lambda: "")  # never asks at the terminal
     return context
 
