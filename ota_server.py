@@ -1433,6 +1433,7 @@ class Connection:
     def __init__(self, server: Server, client: socket.socket, peer: str) -> None:
         self.server = server
         self.socket = client
+        client.setblocking(False)
         self.fileno = client.fileno()
         self.peer = peer  # IP address
         self.events = 0  # what the selector watches for it
@@ -1440,36 +1441,33 @@ class Connection:
         self.idle = True  # no request of it is being answered: nobody misses it
         self.tls: ssl.SSLObject | None = None  # between `incoming` and `outgoing`
         self.sent = 0  # bytes of the image
-        self.steps = self._talk()
+        self.steps = self._talk() if server.tls is None else self._talk_tls(server.tls)
 
-    def _talk(self) -> Generator[Wait | Request, Reply | None, None]:
-        """The whole conversation."""
-        limits = self.server.limits
-        try:
-            self.socket.setblocking(False)
-            if self.server.tls is not None:
-                yield from self._shake_hands(self.server.tls, time.monotonic() + limits.handshake)
-            yield from self._serve(limits)
-        except ssl.SSLError as err:
-            log.info("%s speaks no TLS that fits: %s", self.peer, err.reason or err)
-            farewell = self.outgoing.read()  # an alert
-            if err.reason == "HTTP_REQUEST":
-                farewell = render(
-                    text_reply(400, "this port speaks HTTPS: use https://"), time.time()
-                )
-            self.tls = None
+    def explain(self, err: OSError) -> None:
+        """Says in the log why the conversation broke off, and to a client that it speaks no TLS."""
+        if not isinstance(err, ssl.SSLError):
+            return log.debug("%s is gone: %s", self.peer, err)
+        log.info("%s speaks no TLS that fits: %s", self.peer, err.reason or err)
+        farewell = self.outgoing.read()  # an alert
+        if err.reason == "HTTP_REQUEST":
+            farewell = render(text_reply(400, "this port speaks HTTPS: use https://"), time.time())
+        self.tls = None
+        with suppress(OSError):
+            self.socket.send(farewell)
+            self.socket.recv(MAX_HEAD)  # bytes left unread would reset the connection
+        return None
+
+    def close(self) -> None:
+        """Ends the conversation, wherever it is."""
+        self.steps.close()
+        if self.tls is not None:
             with suppress(OSError):
-                self.socket.send(farewell)
-                self.socket.recv(MAX_HEAD)  # bytes left unread would reset the connection
-        except OSError as err:
-            log.debug("%s is gone: %s", self.peer, err)
-        finally:
-            if self.tls is not None:
-                with suppress(OSError):
-                    self.socket.send(self._end_tls())
+                self.socket.send(self._end_tls())
+        self.socket.close()
 
-    def _shake_hands(self, context: ssl.SSLContext, deadline: float) -> Generator[Wait, None, None]:
-        """TLS from here on; what the handshake says last goes out with the first reply."""
+    def _talk_tls(self, context: ssl.SSLContext) -> Generator[Wait | Request, Reply | None, None]:
+        """A conversation under TLS; the handshake's last words go out with the first reply."""
+        deadline = time.monotonic() + self.server.limits.handshake
         # A reply may follow the tickets of TLS 1.3 at once; Nagle would hold it for 40 ms.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -1480,6 +1478,7 @@ class Connection:
             with suppress(ssl.SSLWantReadError):
                 tls.do_handshake()
                 self.tls = tls
+        yield from self._talk()
 
     def _fetch(self, deadline: float) -> Generator[Wait, None, bool]:
         """Gives the client what TLS has to say, TLS what comes back; whether anything did."""
@@ -1506,8 +1505,9 @@ class Connection:
         self.tls = None
         return self.outgoing.read()
 
-    def _serve(self, limits: Limits) -> Generator[Wait | Request, Reply | None, None]:
+    def _talk(self) -> Generator[Wait | Request, Reply | None, None]:
         """Requests and replies, until one of the two sides has had enough."""
+        limits = self.server.limits
         rest = b""
         for served in count():
             self.idle = True
@@ -1896,6 +1896,9 @@ class Server(ThreadingHTTPServer):
                 self._watch(connection, events)
         except StopIteration:
             self._close(connection)
+        except OSError as err:
+            connection.explain(err)
+            self._close(connection)
         except Exception:
             log.exception("%s: the connection failed", connection.peer)
             self._close(connection)
@@ -1913,8 +1916,7 @@ class Server(ThreadingHTTPServer):
     def _close(self, connection: Connection) -> None:
         if connection.events:
             self._watch(connection, 0)
-        connection.steps.close()
-        connection.socket.close()
+        connection.close()
         self._connections.discard(connection)
         if not self._listening:
             self._listen(time.monotonic())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import logging
 import os
 import re
 import shutil
@@ -21,7 +23,7 @@ from typing import Any
 import pytest
 
 import ota_server
-from ota_server import Config
+from ota_server import Config, LogLines
 from tests.conftest import put, wait_until
 from tests.core.wire import (
     PATIENCE,
@@ -465,6 +467,44 @@ def test_systemd_is_told_stopping_before_the_last_download_ends(big_folder: Path
         assert systemd.recv(100) == b"READY=1"
         script.process.send_signal(signal.SIGTERM)
         assert systemd.recv(100) == b"STOPPING=1"
+
+
+class Interrupted(io.StringIO):
+    """A stream whose first write is interrupted by a signal handler that logs."""
+
+    lines: LogLines
+
+    def write(self, text: str, /) -> int:
+        """Logs, then writes."""
+        if not self.getvalue() and "late" not in text:
+            self.lines.handle(record(logging.ERROR, "late"))
+        return super().write(text)
+
+
+def record(level: int, text: str, *args: object) -> logging.LogRecord:
+    """What a logger makes of a line."""
+    return logging.LogRecord("ota", level, "", 0, text, args, None)
+
+
+def test_line_logged_while_lines_are_written_comes_after_them() -> None:
+    stream = Interrupted()
+    stream.lines = lines = LogLines(stream)
+    lines.handle(record(logging.INFO, "one"))
+    assert stream.getvalue() == ""
+    lines.handle(record(logging.WARNING, "two"))
+    lines.flush()
+    assert [line.split()[-1] for line in stream.getvalue().splitlines()] == ["one", "two", "late"]
+
+
+def test_line_whose_arguments_do_not_fit_raises_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stream = io.StringIO()
+    lines = LogLines(stream)
+    lines.handle(record(logging.WARNING, "%d devices", "no number"))
+    lines.handle(record(logging.WARNING, "fine"))
+    assert "fine" in stream.getvalue()
+    assert "no number" in capsys.readouterr().err
 
 
 def test_systemd_that_has_gone_is_no_trouble(folder: Path) -> None:
