@@ -409,8 +409,7 @@ class Catalog(Protocol):
 
 def identity_of(status: os.stat_result) -> Identity:
     """What stays the same as long as a file's bytes do."""
-    times = status.st_mtime_ns, status.st_ctime_ns
-    return status.st_dev, status.st_ino, status.st_size, *times
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read_name(stem: str) -> tuple[str, Version]:
@@ -490,7 +489,7 @@ class _Shelf:
     listed: list[Release]  # by name only; newest version first, of one version the newest file
     whole: tuple[Release, ...]  # checked, in the same order
     broken: tuple[str, ...]  # sentences
-    waiting: bool  # for a check, some of it
+    waiting: tuple[Release, ...]  # for a check, in the same order
 
 
 class DirectoryCatalog:
@@ -539,13 +538,12 @@ class DirectoryCatalog:
             raise Refused(503, self._outage)
         if shelf is None:
             raise Refused(404, f"no project {shown(project)}: its files are called name-1.2.3.bin")
-        if not shelf.whole and shelf.waiting:
+        if shelf.whole:
+            return shelf.whole
+        if shelf.waiting:
             reason = f"{shown(project)} is not checked yet: ask again; if it stays so, see the log"
             raise Refused(503, reason)
-        if not shelf.whole:
-            reasons = "; ".join(shelf.broken)
-            raise Refused(404, f"no file of {shown(project)} can be offered: {reasons}")
-        return shelf.whole
+        raise Refused(404, f"no file of {shown(project)} can be offered: {'; '.join(shelf.broken)}")
 
     def open(self, release: Release) -> Image:
         """See Catalog."""
@@ -553,12 +551,10 @@ class DirectoryCatalog:
             file = FileIO(release.path, opener=_open_file)
         except OSError as err:
             raise Refused(503, f"{release.name} {_reason(err)}") from err
-        facts = release.facts
-        image = Image(file, release.size, facts.md5, facts.sha256, release.identity)
         if identity_of(os.fstat(file.fileno())) != release.identity:
             file.close()
             raise Refused(503, f"{release.name} is just being replaced: ask again in a moment")
-        return image
+        return Image(file, release.size, release.facts.md5, release.facts.sha256, release.identity)
 
     def scan(self) -> bool:
         """Looks at the folder and checks what is new; gives back whether a second was enough."""
@@ -568,10 +564,9 @@ class DirectoryCatalog:
         except OSError as err:
             if err.errno in STARVED:  # says nothing of the folder: what was known stays
                 self._tell(logging.WARNING, self._directory, _reason(err))
-                return True
-            if not self._outage:
+            elif not self._outage:
                 log.error("the firmware folder %s %s", self._directory, _reason(err))  # noqa: TRY400
-            self._outage = "the firmware folder cannot be read just now: ask again later"
+                self._outage = "the firmware folder cannot be read just now: ask again later"
             return True
         if self._outage:
             log.warning("the firmware folder %s is back", self._directory)
@@ -622,17 +617,12 @@ class DirectoryCatalog:
 
         The newest of every project first, then the second: who asks early gets the right one.
         """
-        shelves, facts = self._shelves, self._facts
-        queues = (
-            [r for r in shelf.listed if r.identity not in facts]
-            for shelf in shelves.values()
-            if shelf.waiting
-        )
+        shelves = self._shelves
+        queues = (shelf.waiting for shelf in shelves.values() if shelf.waiting)
         touched: set[str] = set()
         late = False
         for release in filter(None, chain.from_iterable(zip_longest(*queues))):
-            late = self._closing.is_set() or time.monotonic() > deadline
-            if late:
+            if late := self._closing.is_set() or time.monotonic() > deadline:
                 break
             self._check(release)
             touched.add(release.project)
@@ -647,11 +637,10 @@ class DirectoryCatalog:
         age = abs(time.time_ns() - release.identity[3])
         if age < (COARSE_SETTLE_NS if release.identity[3] % 1_000_000_000 == 0 else SETTLE_NS):
             return  # clocks of file systems are coarse: one more write could leave mtime as it is
-        facts: Facts | str
         try:
             with FileIO(release.path, opener=_open_file) as file:
                 try:
-                    facts = inspect(file)
+                    facts: Facts | str = inspect(file)
                 except ValueError as err:
                     facts = str(err)
                 if identity_of(os.fstat(file.fileno())) != release.identity:
@@ -679,13 +668,12 @@ class DirectoryCatalog:
             if isinstance(facts, str):
                 broken.append(f"{release.name} {facts}")
             elif facts is not None:
-                newer = whole.setdefault(
-                    (release.version, facts.chip), replace(release, facts=facts)
-                )
+                same = release.version, facts.chip
+                newer = whole.setdefault(same, replace(release, facts=facts))
                 if newer.path != release.path:
                     reason = f"has the version of {printable(newer.name)}, which is newer"
                     self._tell(logging.WARNING, release.path, reason)
-        waiting = any(release.identity not in self._facts for release in queue)
+        waiting = tuple(release for release in queue if release.identity not in self._facts)
         self._shelves[project] = _Shelf(queue, tuple(whole.values()), tuple(broken), waiting)
 
 
@@ -738,18 +726,13 @@ def read_report(project: str, headers: Mapping[str, str], address: str) -> Repor
         version = Version.parse(running) if running else None
     except ValueError as err:
         raise Refused(400, f"{names[0]}: {err}") from err
-    return Report(
-        project,
-        address,
-        version,
-        mac.upper() if mac and _MAC.fullmatch(mac) else None,
-        chip,
-        "sketch" if mode is None or mode in _SKETCH_MODES else "filesystem",
-        None if space is None else _bytes(names[3], space),
-        None if flash is None else _bytes(names[4], flash),
-        md5.lower() if md5 else None,
-        sha256.lower() if sha256 else None,
-    )
+    device = mac.upper() if mac and _MAC.fullmatch(mac) else None
+    kind = "sketch" if mode is None or mode in _SKETCH_MODES else "filesystem"
+    free_space = None if space is None else _bytes(names[3], space)
+    chip_size = None if flash is None else _bytes(names[4], flash)
+    md5 = md5.lower() if md5 else None
+    sha256 = sha256.lower() if sha256 else None
+    return Report(project, address, version, device, chip, kind, free_space, chip_size, md5, sha256)
 
 
 @functools.lru_cache(maxsize=1024)  # a fleet says the same few again and again
@@ -777,6 +760,7 @@ class Objection(NamedTuple):
 
 
 Rule = Callable[[Report, Release], Objection | None]
+Outcome = Release | Objection
 
 
 def only_newer(report: Report, release: Release) -> Objection | None:
@@ -838,16 +822,13 @@ SAFETY: tuple[Rule, ...] = (same_image, right_chip, right_kind, right_flash_mode
 STATELESS: tuple[Rule, ...] = (only_newer, *SAFETY)
 
 
-def choose(
-    report: Report, releases: Iterable[Release], rules: Sequence[Rule]
-) -> Release | Objection:
+def choose(report: Report, releases: Iterable[Release], rules: Sequence[Rule]) -> Outcome:
     """The first of `releases`, newest first and at least one, that no rule objects to.
 
     Else the objection that says most: a final denial; then what was found first; last that a
     release is for other devices, whose other flaws do not count.
     """
-    said: Objection | None = None
-    denied: Objection | None = None
+    said = denied = None
     closed = False
     for release in releases:
         found = denial = None
@@ -1158,7 +1139,7 @@ class Event(NamedTuple):
     """A decision that was made."""
 
     report: Report
-    outcome: Release | Objection
+    outcome: Outcome
 
 
 Guard = Callable[[Request], None]  # raises Refused
@@ -1197,17 +1178,16 @@ class Site:
         raise Refused(404, "nothing is here")
 
 
-def decide(site: Site, report: Report) -> Release | Objection:
+def decide(site: Site, report: Report) -> Outcome:
     """What this device gets; every device protocol asks here. Refused: see Catalog.releases()."""
     releases = site.catalog.releases(report.project)
     return _announced(site, report, choose(recognised(report, releases), releases, site.rules))
 
 
-def _announced(site: Site, report: Report, outcome: Release | Objection) -> Release | Objection:
+def _announced(site: Site, report: Report, outcome: Outcome) -> Outcome:
     """The outcome, of which every listener has heard."""
-    event = Event(report, outcome)
     for listener in site.listeners:
-        listener(event)
+        listener(Event(report, outcome))
     return outcome
 
 
@@ -1232,8 +1212,7 @@ def recognised(report: Report, releases: Sequence[Release]) -> Report:
 def log_decision(event: Event) -> None:
     """One line a decision, so that `grep <mac>` tells a device's story."""
     report, outcome = event.report, event.outcome
-    fine = isinstance(outcome, Release) or outcome.final
-    level = logging.INFO if fine else logging.WARNING
+    level = logging.INFO if isinstance(outcome, Release) or outcome.final else logging.WARNING
     if log.isEnabledFor(level):
         verdict = f"-> {outcome.version}" if isinstance(outcome, Release) else f"stays, {outcome}"
         who = (report.device or "-", report.address, printable(report.project))
@@ -1281,7 +1260,7 @@ def update(site: Site, request: Request) -> Reply:
     if request.headers.get("x-esp8266-mode") == "version":  # getAvailableVersion() knows only 200
         best = outcome if isinstance(outcome, Release) else report
         return Reply(200, (("x-version", str(best.version)), ("Content-Length", "0"), UNCACHED))
-    return _decision_reply(site, request, report, outcome, "no-cache, no-transform")
+    return _translate(site, request, report, outcome, "no-cache, no-transform")
 
 
 def download(site: Site, request: Request) -> Reply:
@@ -1297,12 +1276,10 @@ def download(site: Site, request: Request) -> Reply:
     outcome = choose(asked, named, SAFETY)
     if report.chip is not None:  # a device, no browser
         _announced(site, report, outcome)
-    return _decision_reply(site, request, report, outcome, "no-transform")
+    return _translate(site, request, report, outcome, "no-transform")
 
 
-def _decision_reply(
-    site: Site, request: Request, report: Report, outcome: Release | Objection, cache: str
-) -> Reply:
+def _translate(site: Site, request: Request, report: Report, outcome: Outcome, cache: str) -> Reply:
     """A decision as status and bytes; the file is open before anything is promised."""
     if isinstance(outcome, Objection):
         if outcome.deny:
