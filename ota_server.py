@@ -40,13 +40,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from email.utils import formatdate, parsedate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import FileIO
 from itertools import chain, count, zip_longest
-from math import nan
 from typing import Any, NamedTuple, NoReturn, Protocol, TextIO
 from urllib.parse import quote, unquote
 
@@ -163,7 +161,8 @@ ESP32_CHIPS = {  # chip_id of the header
     16: "esp32h2", 18: "esp32p4", 20: "esp32c61", 23: "esp32c5", 25: "esp32h21", 28: "esp32h4",
     31: "esp32e22", 32: "esp32s31",
 }  # fmt: skip
-ESP8266_FLASH_MIB = {0: 0.5, 1: 0.25, 2: 1, 3: 2, 4: 4, 8: 8, 9: 16}  # by high nibble of byte 3
+# KiB, by the high nibble of byte 3
+ESP8266_FLASH = {0: 512, 1: 256, 2: 1024, 3: 2048, 4: 4096, 8: 8192, 9: 16384}
 SKETCH_AT = 0x1000  # where the ESP8266 core puts the sketch, behind its boot loader
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _WRONG = "is damaged or half copied: its {} is wrong"
@@ -220,9 +219,8 @@ class _Walk:
     def xor(self, size: int) -> int:
         """All of the next `size` bytes xored."""
         total = 0
-        while size > 0:
-            total ^= xor_bytes(self.read(min(size, CHUNK)))
-            size -= CHUNK
+        for start in range(0, size, CHUNK):
+            total ^= xor_bytes(self.read(min(size - start, CHUNK)))
         return total
 
     def is_sound(self, segments: int, checksum: int = 0xEF) -> bool:
@@ -251,13 +249,12 @@ def _esp32(walk: _Walk) -> Facts:
     appended = sha256.hexdigest()
     if header[23] == 1 and walk.read(32).hex() != appended:
         raise ValueError(_WRONG.format("appended SHA-256"))
-    running = frozenset((md5.hexdigest(), appended))
     tail = walk.peek(MAX_TAIL + 1)
     sector = tail[-walk.position % 4096 :]  # Secure Boot v2 signs in a 4 KiB sector, magic 0xE7
     if len(tail) not in {0, 68, 512} and not (len(sector) == 4096 and sector[0] == 0xE7):
         raise ValueError(_TRAILING)
-    number = int.from_bytes(header[12:14], "little")
-    return Facts(ESP32_CHIPS.get(number, f"esp32-id-{number}"), running)
+    chip = int.from_bytes(header[12:14], "little")
+    return Facts(ESP32_CHIPS.get(chip, f"esp32-id-{chip}"), frozenset((md5.hexdigest(), appended)))
 
 
 def _esp8266(walk: _Walk) -> Facts:
@@ -266,7 +263,7 @@ def _esp8266(walk: _Walk) -> Facts:
     # The Updater writes the device's own flash mode over byte 2: one image, four digests.
     md5s = [hashlib.md5(start[:2] + bytes((mode,)), usedforsecurity=False) for mode in range(4)]
     walk.digests = list(md5s)
-    mebibytes = ESP8266_FLASH_MIB.get(walk.read(5)[0] >> 4, 0)
+    size = ESP8266_FLASH.get(walk.read(5)[0] >> 4, 0) << 10
     if not walk.is_sound(start[1]):
         raise ValueError(_WRONG.format("checksum"))
     if walk.position <= SKETCH_AT:
@@ -276,7 +273,6 @@ def _esp8266(walk: _Walk) -> Facts:
     tail = walk.peek(MAX_TAIL + 1)
     if tail and not 0 < int.from_bytes(tail[-4:], "little") == len(tail) - 4:  # signing.py
         raise ValueError(_TRAILING)
-    size = int(mebibytes * (1 << 20))
     return Facts("esp8266", frozenset(by_mode), size, flash_mode=start[2], by_mode=by_mode)
 
 
@@ -856,15 +852,12 @@ def choose(report: Report, releases: Iterable[Release], rules: Sequence[Rule]) -
 # RFC 9112, strictly: what two programs could read in two ways is refused.
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"  # noqa: S105 - RFC 9110 5.6.2
-_HEAD = re.compile(
-    rf"({_TOKEN}) ([!-~]++) HTTP/([0-9]\.[0-9])\r\n"
-    rf"((?:{_TOKEN}:[\t -~\x80-\xff]*+\r\n)*+)\r\n"
-)
+_FIELD_LINE = rf"{_TOKEN}:[\t -~\x80-\xff]*+\r\n"
+_HEAD = re.compile(rf"({_TOKEN}) ([!-~]++) HTTP/([0-9]\.[0-9])\r\n((?:{_FIELD_LINE})*+)\r\n")
 _AUTHORITY = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]*+)?"  # RFC 3986 3.2
 _PCHARS = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/{}]++|%[0-9A-Fa-f]{{2}})*+"  # RFC 3986 3.3
-_TARGET = re.compile(
-    rf"(?:[Hh][Tt][Tt][Pp][Ss]?://({_AUTHORITY}))?(/{_PCHARS.format('')})?(?:\?({_PCHARS.format('?')}))?"
-)
+_PATH, _QUERY = _PCHARS.format(""), _PCHARS.format("?")
+_TARGET = re.compile(rf"(?:[Hh][Tt][Tt][Pp][Ss]?://({_AUTHORITY}))?(/{_PATH})?(?:\?({_QUERY}))?")
 _HOST = re.compile(_AUTHORITY)
 # A bare LF, TLS or other bytes: what begins so will never be a head.
 _NO_HEAD = re.compile(rb"(?<!\r)\n|\A(?!\r\Z)[^!-~]")
@@ -928,8 +921,7 @@ def parse_head(head: bytes, peer: str, *, secure: bool = False) -> Request:
     options = headers.get("connection", "").lower()
     stays = http == "1.1" or "keep-alive" in options
     keep_alive = stays and "close" not in options and "expect" not in headers
-    size = _body_size(headers, http)
-    return Request(method, path, query, headers, peer, secure, keep_alive, size)
+    return Request(method, path, query, headers, peer, secure, keep_alive, body_size(headers, http))
 
 
 def _joined(lines: Iterable[str]) -> dict[str, str]:
@@ -960,7 +952,7 @@ def _read_target(method: str, target: str, host: str | None, http: str) -> tuple
     return authority or host or "", path or "/", query
 
 
-def _body_size(headers: Mapping[str, str], http: str) -> int:
+def body_size(headers: Mapping[str, str], http: str) -> int:
     """Bytes of body behind the head: RFC 9112 6.3, where nothing may be ambiguous."""
     length = headers.get("content-length")
     if length is None and "transfer-encoding" not in headers:
@@ -1034,16 +1026,11 @@ def image_reply(request: Request, release: Release, image: Image, cache: str) ->
     part = None
     if request.method == "GET" and request.headers.get("if-range", etag) in {etag, modified}:
         part = parse_range(request.headers.get("range", ""), image.size)
-    headers = (
-        ("Content-Type", "application/octet-stream"),
-        ("Content-Length", str(image.size if part is None else len(part))),
-        ("Content-Disposition", attachment(release.name)),
-        ("Accept-Ranges", "bytes"),
-        ("x-MD5", image.md5),
-        ("x-SHA256", image.sha256),
-        ("x-version", release.version.text),
-        *validators,
-    )
+    length = str(image.size if part is None else len(part))
+    entity = ("Content-Type", "application/octet-stream"), ("Content-Length", length)
+    saving = ("Content-Disposition", attachment(release.name)), ("Accept-Ranges", "bytes")
+    facts = ("x-MD5", image.md5), ("x-SHA256", image.sha256), ("x-version", release.version.text)
+    headers = (*entity, *saving, *facts, *validators)
     if part is None:
         return Reply(200, headers, image, range(image.size))
     where = ("Content-Range", f"bytes {part.start}-{part.stop - 1}/{image.size}")
@@ -1059,24 +1046,16 @@ def attachment(name: str) -> str:
     return f"attachment; filename=\"{plain(name)}\"; filename*=UTF-8''{coded}"
 
 
-# Fields that make a request conditional: RFC 9110 13.1
-CONDITIONS = frozenset(("if-match", "if-modified-since", "if-none-match", "if-unmodified-since"))
-
-
 def is_not_modified(headers: Mapping[str, str], etag: str, modified: int) -> bool:
     """Whether the client has it already: RFC 9110 13.2.2, in its order. Refused: 412."""
-    if CONDITIONS.isdisjoint(headers):
-        return False
 
     def names(tags: str) -> bool:
         return tags.strip() == "*" or etag in (tag.strip() for tag in tags.split(","))
 
     def since(name: str) -> float:
-        date = parsedate(headers.get(name, ""))
-        try:
-            return timegm(date) if date else nan  # each of the three forms means UTC
-        except (ValueError, OverflowError):
-            return nan  # RFC 9110 13.1.3: no date, no condition
+        with suppress(ValueError, OverflowError):  # each of the three forms means UTC
+            return timegm(parsedate(headers.get(name, "")) or ())
+        return float("nan")  # RFC 9110 13.1.3: no date, no condition
 
     matches = names(headers["if-match"]) if "if-match" in headers else None
     if matches is False or (matches is None and modified > since("if-unmodified-since")):
@@ -1108,12 +1087,9 @@ _STATUS_LINES = {int(status): f"HTTP/1.1 {int(status)} {status.phrase}" for stat
 
 def render(reply: Reply, now: float, *, keep_alive: bool = False) -> bytes:
     """A reply's head and, if it is in memory, its body; `now` is UTC seconds."""
-    lines = (
-        _STATUS_LINES[reply.status],
-        *map(": ".join, reply.headers),
-        f"Server: ota-server\r\nConnection: {'keep-alive' if keep_alive else 'close'}",
-        f"Date: {http_date(int(now))}\r\n\r\n",
-    )
+    connection = "keep-alive" if keep_alive else "close"
+    end = f"Server: ota-server\r\nConnection: {connection}\r\nDate: {http_date(int(now))}\r\n\r\n"
+    lines = (_STATUS_LINES[reply.status], *map(": ".join, reply.headers), end)
     head = "\r\n".join(lines).encode("ascii")
     return head + reply.body if isinstance(reply.body, bytes) else head
 
@@ -1338,7 +1314,7 @@ def _project(site: Site, base: str, project: str) -> str:
     rows = "".join(
         f'<tr><td><a href="{url}/{quote(release.name, errors="surrogateescape")}">'
         f"{release.version}</a><td>{release.facts.chip}{', gzip' * release.facts.packed}"
-        f"<td>{release.size:,}<td>{datetime.fromtimestamp(release.modified, UTC):%Y-%m-%d %H:%M}"
+        f"<td>{release.size:,}<td>{time.strftime('%Y-%m-%d %H:%M', time.gmtime(release.modified))}"
         f"<td><code>{release.facts.sha256}</code>"
         for release in releases
     )
