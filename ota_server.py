@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Gives every ESP8266 and ESP32 the newest firmware that is right for it, over the air.
+r"""Gives every ESP8266 and ESP32 the newest firmware that is right for it, over the air.
 
 Copy this file to a Raspberry Pi and start it; it needs Python 3.11 and nothing else:
 
@@ -13,6 +13,18 @@ How a request flows, which is also the order of the sections; each uses only wha
                                           rules ---------------------+-> choose
                                                                            |
     bytes <- Loop <- Reply <- endpoint translates <- Release | Objection <-+-> Event -> listeners
+
+The options are in read_config(); this is what --help says below them:
+
+Each option can stand in the environment instead, as OTA_DIR, OTA_PORT, OTA_MAX_CONNECTIONS...
+The folder holds <project>-<version>.bin, or <project>/<any name with a version>.bin.
+
+Try it as a device would ask:
+  curl -i -H 'x-ESP8266-version: 1.0.0' http://localhost:8000/firmware
+
+A certificate that small devices take; an ESP8266 wants an address as DNS:<ip>, others as IP:<ip>:
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 \
+    -subj /CN=ota -addext subjectAltName=DNS:192.168.1.5,IP:192.168.1.5 -keyout ota.pem -out ota.pem
 """
 
 from __future__ import annotations
@@ -47,9 +59,6 @@ from io import FileIO
 from itertools import chain, count, zip_longest
 from typing import Any, NamedTuple, NoReturn, Protocol, TextIO
 from urllib.parse import quote, unquote
-
-if sys.platform != "win32":
-    import resource
 
 __version__ = "0.1.0"
 
@@ -119,6 +128,11 @@ _VERSION = re.compile(
 )
 
 
+def _precedence(identifier: str) -> tuple[bool, int, str]:
+    """What orders identifiers of a pre-release: numbers first, by value; SemVer 11.4."""
+    return not identifier.isdecimal(), int(identifier) if identifier.isdecimal() else 0, identifier
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Version:
     """A semantic version; ordered by SemVer 2.0.0 section 11, so build metadata does not count."""
@@ -134,10 +148,7 @@ class Version:
         if match is None:
             raise ValueError(f"{shown(text)} is no version such as 1.2.3")
         major, minor, patch, prerelease, build = match.groups(default="")
-        identifiers = tuple(
-            (not part.isdecimal(), int(part) if part.isdecimal() else 0, part)
-            for part in filter(None, prerelease.split("."))
-        )
+        identifiers = tuple(map(_precedence, filter(None, prerelease.split("."))))
         normal = f"{major}.{minor}.{patch or 0}{'-' * bool(prerelease)}{prerelease}{build}"
         if len(normal) > MAX_VERSION:
             raise ValueError(f"{shown(text)} is too long: it is no version such as 1.2.3")
@@ -335,9 +346,8 @@ def inspect(file: FileIO) -> Facts:
     facts = _esp8266(walk) if walk.peek(12)[11:] in {b"\x3f", b"\x40"} else _esp32(walk)
     if packed and facts.chip != "esp8266":
         raise ValueError("is packed, and only an ESP8266 unpacks")
-    size = 0 if packed else facts.flash_size  # a device does not look inside
-    md5_hex, sha256_hex = md5.hexdigest(), sha256.hexdigest()
-    return replace(facts, packed=packed, flash_size=size, md5=md5_hex, sha256=sha256_hex)
+    facts = replace(facts, md5=md5.hexdigest(), sha256=sha256.hexdigest())
+    return replace(facts, packed=True, flash_size=0) if packed else facts  # no device looks inside
 
 
 # -- 4. Catalog: which releases there are ----------------------------------------------------------
@@ -349,7 +359,7 @@ _NAME = r"(?:(?P<project>.+{})[-_ ])?(?P<version>[vV]?[0-9]+\.[0-9]+{})"
 _RELEASE_NAME = re.compile(_NAME.format("", r"(?:\.[0-9]+)?(?:\+.*)?"))
 _OTHER_NAME = re.compile(_NAME.format("?", ".*"))
 _VERSION_INSIDE = re.compile(r"[vV]?[0-9]+\.[0-9.]+|(?:.*[-_ ])?[vV]?[0-9]+\.[0-9.]+[-+].*")
-_OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link, no pipe
+_UNREADABLE = "cannot be read" + (f" by uid {os.getuid()}" if sys.platform != "win32" else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,15 +477,13 @@ def _entries(root: str) -> Iterator[tuple[os.DirEntry[str], str]]:
 
 
 def _open_file(path: str, flags: int) -> int:
-    return os.open(path, flags | _OPEN_FLAGS)
+    """A descriptor of the file itself: through no link, and no pipe that would be waited for."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
 def _reason(err: ValueError | OSError) -> str:
     """Why a file is not offered; completes "name ..."."""
-    if isinstance(err, ValueError):
-        return str(err)
-    user = f" by uid {os.getuid()}" if sys.platform != "win32" else ""
-    return f"cannot be read{user}: {err.strerror}"
+    return str(err) if isinstance(err, ValueError) else f"{_UNREADABLE}: {err.strerror}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -615,17 +623,16 @@ class DirectoryCatalog:
         """
         shelves = self._shelves
         queues = (shelf.waiting for shelf in shelves.values() if shelf.waiting)
-        touched: set[str] = set()
         late = False
         for release in filter(None, chain.from_iterable(zip_longest(*queues))):
             if late := self._closing.is_set() or time.monotonic() > deadline:
                 break
             self._check(release)
-            touched.add(release.project)
             if release is shelves[release.project].listed[0]:
                 self._shelve(release.project, shelves[release.project].listed)
-        for project in touched:
-            self._shelve(project, shelves[project].listed)
+        for project, shelf in shelves.items():
+            if shelf.waiting:
+                self._shelve(project, shelf.listed)
         return not late
 
     def _check(self, release: Release) -> None:
@@ -1465,7 +1472,7 @@ class Connection:
         for served in count():
             self.idle = True
             try:
-                head, rest = yield from self._receive_head(rest, fresh=not served)
+                head, rest = yield from self._next_head(rest, fresh=not served)
                 if not head:
                     return
                 request = parse_head(head, self.peer, secure=self.server.tls is not None)
@@ -1525,9 +1532,7 @@ class Connection:
                 return b""
         return (yield from self._until(deadline, READ, self.socket.recv, MAX_HEAD))
 
-    def _receive_head(
-        self, rest: bytes, *, fresh: bool
-    ) -> Generator[Wait, None, tuple[bytes, bytes]]:
+    def _next_head(self, rest: bytes, *, fresh: bool) -> Generator[Wait, None, tuple[bytes, bytes]]:
         """A head, and what came behind it; no head if the client has gone. Refused: 400, 431."""
         limits = self.server.limits
         begun = fresh  # a new connection comes with its head
@@ -1582,8 +1587,7 @@ class Connection:
             sealed = self._sealed(data) if kept else self._sealed(data) + self._end_tls()
             follows = kept and rest.startswith(b"GET ") and rest.endswith(b"\r\n\r\n")
             return self._send(sealed, MSG_MORE * follows)  # with the next reply, or after 200 ms
-        is_device = request.headers.get("user-agent", "").startswith("ESP")
-        record = DEVICE_RECORD if is_device else PIECE
+        record = DEVICE_RECORD if request.headers.get("user-agent", "").startswith("ESP") else PIECE
         return self._send_image(data, reply, record)
 
     def _send(self, data: bytes, flags: int = 0) -> Generator[Wait, None, bool]:
@@ -1954,17 +1958,7 @@ def local_time(now: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
 
 
-EPILOG = """\
-Each option can stand in the environment instead, as OTA_DIR, OTA_PORT, OTA_MAX_CONNECTIONS...
-The folder holds <project>-<version>.bin, or <project>/<any name with a version>.bin.
-
-Try it as a device would ask:
-  curl -i -H 'x-ESP8266-version: 1.0.0' http://localhost:8000/firmware
-
-A certificate that small devices take; an ESP8266 wants an address as DNS:<ip>, others as IP:<ip>:
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 \\
-    -subj /CN=ota -addext subjectAltName=DNS:192.168.1.5,IP:192.168.1.5 -keyout ota.pem -out ota.pem
-"""
+EPILOG = (__doc__ or "").partition("what --help says below them:\n\n")[2]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -1980,13 +1974,9 @@ def _fail(text: str) -> NoReturn:
 
 def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 1024) -> Config:
     """The settings, if `files` can be open. SystemExit(2): one is wrong, as stderr has said."""
-    parser = _Parser(
-        prog="ota-server",
-        description="Gives every ESP8266 and ESP32 the newest firmware that is right for it.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _Parser("ota-server", epilog=EPILOG, allow_abbrev=False)
+    parser.description = "Gives every ESP8266 and ESP32 the newest firmware that is right for it."
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
     def option(name: str, metavar: str, default: str, text: str, **more: Any) -> None:
         default = environ.get(f"OTA_{name.upper().replace('-', '_')}") or default
@@ -2025,6 +2015,8 @@ def open_files() -> int:
     """How many files this process may open, once it has raised its own limit as far as it goes."""
     if sys.platform == "win32":
         return 400  # its select() takes 512 sockets
+    import resource  # noqa: PLC0415 - Windows has none
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     with suppress(ValueError, OSError):  # macOS allows less than its limit says
@@ -2052,32 +2044,27 @@ def _url(config: Config, port: int) -> str:
     """What to type on another machine; asks the routing table, sends nothing."""
     host = config.host
     if host in {"", "::", "0.0.0.0"}:  # noqa: S104
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            host = "127.0.0.1"
-            with suppress(OSError):
-                probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737
-                host = probe.getsockname()[0]
+        host = "127.0.0.1"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+            probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737
+            host = probe.getsockname()[0]
     return f"http{'s' * bool(config.cert)}://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def _start(config: Config, before_waiting: Callable[[], None]) -> tuple[Server, DirectoryCatalog]:
     """A server that listens. SystemExit(2): it cannot, and stderr has said why."""
+    tried = f"--cert {config.cert} --key {config.key or config.cert}"
     try:
         tls = tls_context(config.cert, config.key) if config.cert else None
+        tried = f"--dir {config.dir} {_UNREADABLE}"
+        catalog = DirectoryCatalog(config.dir)
+        tried = f"--host {config.host or '(all)'} --port {config.port}"
+        return Server(build_site(config, catalog), tls=tls, before_waiting=before_waiting), catalog
     except ssl.SSLError as err:
         why = err.reason or "no private key"
         _fail(f"--cert {config.cert}: no certificate and key that fit, in PEM form: {why}")
     except OSError as err:
-        _fail(f"--cert {config.cert} --key {config.key or config.cert}: {err.strerror}")
-    try:
-        catalog = DirectoryCatalog(config.dir)
-    except OSError as err:
-        _fail(f"--dir {config.dir} {_reason(err)}")
-    try:
-        site = build_site(config, catalog)
-        return Server(site, tls=tls, before_waiting=before_waiting), catalog
-    except OSError as err:
-        _fail(f"--host {config.host or '(all)'} --port {config.port}: {err.strerror}")
+        _fail(f"{tried}: {err.strerror}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
