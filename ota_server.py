@@ -252,8 +252,7 @@ def xor_bytes(data: bytes) -> int:
 
 def _esp32(walk: _Walk) -> Facts:
     """Checks an image of the ESP32 family."""
-    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-    walk.digests = [md5, sha256]
+    walk.digests = md5, sha256 = [hashlib.md5(usedforsecurity=False), hashlib.sha256()]
     header = walk.read(24)
     if not walk.is_sound(header[1]):
         raise ValueError(_WRONG.format("checksum"))
@@ -459,8 +458,8 @@ def _promised(entry: os.DirEntry[str], folder: str, inside: str) -> Release:
 
 def _is_still(release: Release, entry: os.DirEntry[str]) -> bool:
     """Whether a directory entry is a file that nobody has touched since it became `release`."""
-    same = release.path == entry.path and not entry.is_symlink()
-    return same and identity_of(entry.stat(follow_symlinks=False)) == release.identity
+    # A link's own identity is never that of its file: what a link stands for is looked up again.
+    return identity_of(entry.stat(follow_symlinks=False)) == release.identity
 
 
 def _entries(root: str) -> Iterator[tuple[os.DirEntry[str], str]]:
@@ -492,8 +491,8 @@ class _Shelf:
 
     listed: list[Release]  # by name only; newest version first, of one version the newest file
     whole: tuple[Release, ...]  # checked, in the same order
-    broken: tuple[str, ...]  # sentences
-    waiting: tuple[Release, ...]  # for a check, in the same order
+    broken: list[str]  # sentences
+    waiting: list[Release]  # for a check, in the same order
 
 
 class DirectoryCatalog:
@@ -664,20 +663,17 @@ class DirectoryCatalog:
 
     def _shelve(self, project: str, queue: list[Release]) -> None:
         """Sorts a project's files into whole, broken and waiting."""
+        found = [(release, self._facts.get(release.identity)) for release in queue]
+        waiting = [release for release, facts in found if facts is None]
+        broken = [f"{release.name} {facts}" for release, facts in found if isinstance(facts, str)]
+        sound = [replace(each, facts=facts) for each, facts in found if isinstance(facts, Facts)]
         whole: dict[tuple[Version, str], Release] = {}
-        broken: list[str] = []
-        for release in queue:
-            facts = self._facts.get(release.identity)
-            if isinstance(facts, str):
-                broken.append(f"{release.name} {facts}")
-            elif facts is not None:
-                same = release.version, facts.chip
-                newer = whole.setdefault(same, replace(release, facts=facts))
-                if newer.path != release.path:
-                    reason = f"has the version of {printable(newer.name)}, which is newer"
-                    self._tell(logging.WARNING, release.path, reason)
-        waiting = tuple(release for release in queue if release.identity not in self._facts)
-        self._shelves[project] = _Shelf(queue, tuple(whole.values()), tuple(broken), waiting)
+        for release in sound:
+            newer = whole.setdefault((release.version, release.facts.chip), release)
+            if newer.path != release.path:
+                reason = f"has the version of {printable(newer.name)}, which is newer"
+                self._tell(logging.WARNING, release.path, reason)
+        self._shelves[project] = _Shelf(queue, tuple(whole.values()), broken, waiting)
 
 
 # -- 5. Reports: what a device says of itself ------------------------------------------------------
@@ -714,8 +710,7 @@ def read_report(project: str, headers: Mapping[str, str], address: str) -> Repor
         Refused: 400, a version or number in them cannot be read.
     """
     agent = headers.get("user-agent", "")
-    chip = None
-    names = _ESP32_FIELDS
+    names, chip = _ESP32_FIELDS, None
     if "x-esp8266-version" in headers or "x-esp8266-sta-mac" in headers:
         names, chip = _ESP8266_FIELDS, "esp8266"
     elif "x-esp32-version" in headers or "x-esp32-sta-mac" in headers:
@@ -1829,8 +1824,7 @@ class Server(ThreadingHTTPServer):
 
     def _pause(self, reason: str) -> None:
         """Leaves new connections in the backlog for a tick or until one closes; seldom says so."""
-        now = time.monotonic()
-        self._listen(now, now + self.limits.tick)
+        self._listen(time.monotonic() + self.limits.tick)
         self._complain(reason)
 
     def _complain(self, reason: str) -> None:
@@ -1876,7 +1870,7 @@ class Server(ThreadingHTTPServer):
         connection.close()
         self._connections.discard(connection)
         if not self._listening:
-            self._listen(time.monotonic())
+            self._listen()
 
     def _use_threads(self) -> None:
         """Goes on with what threads have answered and gives them what waits."""
@@ -1900,12 +1894,12 @@ class Server(ThreadingHTTPServer):
         for connection in tuple(self._connections):
             if connection.deadline < now or (self.draining and connection.idle):
                 self._close(connection)
-        self._listen(now, self._listen_at)
+        self._listen(self._listen_at)
 
-    def _listen(self, now: float, since: float = -NEVER) -> None:
+    def _listen(self, since: float = -NEVER) -> None:
         """Watches the listening socket from `since` on, if there is room; closes it for good."""
         room = len(self._connections) < self.site.config.max_connections
-        listen = room and now >= since and not self.draining
+        listen = room and time.monotonic() >= since and not self.draining
         if listen and not self._listening:
             self._selector.register(self.socket, READ)
         elif self._listening and not listen:
