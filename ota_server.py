@@ -201,9 +201,8 @@ class _Walk:
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self.chunks = chunks
         self.ahead = b""
-        self.position = 0
+        self.position = self._crc = 0
         self.digests: list[hashlib._Hash] = []
-        self._crc = 0
 
     def peek(self, size: int) -> bytes:
         """The next `size` bytes, fewer at the end of the file, without taking them."""
@@ -609,8 +608,7 @@ class DirectoryCatalog:
             queue.sort(key=lambda each: (each.version.precedence, each.identity[3]), reverse=True)
             if project not in self._shelves or self._shelves[project].listed != queue:
                 self._shelve(project, queue)
-        for project in self._shelves.keys() - queues.keys():
-            del self._shelves[project]
+        self._shelves = {project: self._shelves[project] for project in queues}
         if len(self._facts) > len(known):  # some are of files that are gone
             identities = {release.identity for release in known.values()}
             self._facts = {key: facts for key, facts in self._facts.items() if key in identities}
@@ -645,15 +643,13 @@ class DirectoryCatalog:
                     facts: Facts | str = inspect(file)
                 except ValueError as err:
                     facts = str(err)
-                if identity_of(os.fstat(file.fileno())) != release.identity:
-                    return
+                if identity_of(os.fstat(file.fileno())) == release.identity:
+                    self._facts[release.identity] = facts
+                    self._told.pop(release.path, None)
+                    if isinstance(facts, str):
+                        self._tell(logging.WARNING, release.path, facts)
         except OSError as err:  # not remembered: it may be readable in a moment
             self._tell(logging.WARNING, release.path, _reason(err))
-            return
-        self._told.pop(release.path, None)
-        if isinstance(facts, str):
-            self._tell(logging.WARNING, release.path, facts)
-        self._facts[release.identity] = facts
 
     def _tell(self, level: int, path: str, reason: str) -> None:
         """Logs once why a file is not offered."""
@@ -683,7 +679,6 @@ UNKNOWN_ESP32 = "an ESP32 that does not say which, and this project has several"
 _FIELDS = ("version", "sta-mac", "mode", "free-space", "chip-size", "sketch-md5", "sketch-sha256")
 _ESP8266_FIELDS = [f"x-esp8266-{name}" for name in _FIELDS]
 _ESP32_FIELDS = [f"x-esp32-{name}" for name in _FIELDS]
-_SKETCH_MODES = frozenset(("", "sketch", "version"))
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}")
 
 
@@ -725,7 +720,7 @@ def read_report(project: str, headers: Mapping[str, str], address: str) -> Repor
     except ValueError as err:
         raise Refused(400, f"{names[0]}: {err}") from err
     device = mac.upper() if mac and _MAC.fullmatch(mac) else None
-    kind = "sketch" if mode is None or mode in _SKETCH_MODES else "filesystem"
+    kind = "sketch" if mode in {None, "", "sketch", "version"} else "filesystem"
     free_space = None if space is None else _bytes(names[3], space)
     chip_size = None if flash is None else _bytes(names[4], flash)
     md5 = md5.lower() if md5 else None
@@ -1042,10 +1037,8 @@ def image_reply(request: Request, release: Release, image: Image, cache: str) ->
 @functools.lru_cache(maxsize=64)
 def attachment(name: str) -> str:
     """What makes a browser save a file under its name: RFC 6266 4.3."""
-    if plain(name) == name:
-        return f'attachment; filename="{name}"'
-    coded = quote(name, errors="surrogateescape")
-    return f"attachment; filename=\"{plain(name)}\"; filename*=UTF-8''{coded}"
+    coded = f"; filename*=UTF-8''{quote(name, errors='surrogateescape')}"
+    return f'attachment; filename="{plain(name)}"{coded * (plain(name) != name)}'
 
 
 def is_not_modified(headers: Mapping[str, str], etag: str, modified: int) -> bool:
@@ -1359,6 +1352,7 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # more follows at once
 NEVER = float("inf")  # monotonic seconds
 Wait = tuple[int, float]  # READ, WRITE or 0 for neither; until when, monotonic seconds
+Steps = Generator[Wait, None, Any]  # waits until it has what it gives back
 
 
 @dataclass(frozen=True, slots=True)
@@ -1501,9 +1495,7 @@ class Connection:
             if (rest or self.tls is not None) and served % REQUESTS == REQUESTS - 1:
                 yield WRITE, time.monotonic() + limits.progress
 
-    def _until(
-        self, deadline: float, event: int, call: Callable[..., Any], *args: Any
-    ) -> Generator[Wait, None, Any]:
+    def _until(self, deadline: float, event: int, call: Callable[..., Any], *args: Any) -> Steps:
         """What `call` gives back, once the socket is ready for `event`."""
         while True:
             try:
@@ -1512,7 +1504,7 @@ class Connection:
                 pass
             yield event, deadline  # not inside except: what waits would hold on to the exception
 
-    def _receive(self, deadline: float) -> Generator[Wait, None, Any]:
+    def _receive(self, deadline: float) -> Steps:
         """Some bytes; none once the client has closed, with or without close_notify."""
         fetched = False
         while self.tls is not None:
@@ -1725,14 +1717,13 @@ class Server(ThreadingHTTPServer):
         self.site = site
         self.tls = tls
         self.limits = limits or Limits()
-        self.draining = False
+        self.draining = self._listening = False
         self._before_waiting = before_waiting
         self._selector = selector or selectors.DefaultSelector()
         self._connections: set[Connection] = set()  # that wait for something
         self._waiting: deque[tuple[Connection, Request]] = deque()  # for a thread
         self._answered: deque[tuple[Connection, Reply]] = deque()
         self._thinking = 0  # threads
-        self._listening = False
         self._listen_at = self._tick_at = self._complain_at = -NEVER
         self._end = NEVER
         self._ended = threading.Event()
