@@ -103,9 +103,7 @@ class Refused(Exception):
 
     def __init__(self, status: int, reason: str, *headers: tuple[str, str]) -> None:
         super().__init__(reason)
-        self.status = status
-        self.reason = reason
-        self.headers = headers  # to go with the reply
+        self.status, self.reason, self.headers = status, reason, headers  # these go with the reply
 
 
 def shown(text: str) -> str:
@@ -122,10 +120,9 @@ def printable(text: str) -> str:
 
 _NUMBER = r"(?:0|[1-9][0-9]*+)"  # SemVer 2: no leading zeros
 _IDENTIFIER = rf"(?:[0-9]*+[A-Za-z-][0-9A-Za-z-]*+|{_NUMBER})"  # SemVer 9
-_VERSION = re.compile(
-    rf"[vV]?({_NUMBER})\.({_NUMBER})(?:\.({_NUMBER}))?"
-    rf"(?:-({_IDENTIFIER}(?:\.{_IDENTIFIER})*+))?(\+[0-9A-Za-z-]++(?:\.[0-9A-Za-z-]++)*+)?"
-)
+_PRERELEASE = rf"(?:-({_IDENTIFIER}(?:\.{_IDENTIFIER})*+))?"
+_BUILD = r"(\+[0-9A-Za-z-]++(?:\.[0-9A-Za-z-]++)*+)?"  # SemVer 10
+_VERSION = re.compile(rf"[vV]?({_NUMBER})\.({_NUMBER})(?:\.({_NUMBER}))?{_PRERELEASE}{_BUILD}")
 
 
 def _precedence(identifier: str) -> tuple[bool, int, str]:
@@ -1274,10 +1271,8 @@ border-bottom:1px solid #8886}code,pre{font-size:.85em;overflow-wrap:anywhere}pr
 border:1px solid #8886;white-space:pre-wrap}@media(max-width:48rem){th{display:none}
 tr{display:block;border-bottom:1px solid #8886}td{display:inline-block;border:0}}"""
 _STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-CONTENT_SECURITY_POLICY = (
-    f"default-src 'none'; img-src 'self'; style-src 'sha256-{_STYLE_HASH}'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+_SOURCES = f"default-src 'none'; img-src 'self'; style-src 'sha256-{_STYLE_HASH}'"
+CONTENT_SECURITY_POLICY = f"{_SOURCES}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 ICON = b"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="none"
 stroke="#07c" d="M6 1v14M10 1v14M1 6h14M1 10h14"/><path fill="#07c" d="M4 4h8v8H4z"/></svg>"""
 
