@@ -948,16 +948,14 @@ def _read_target(method: str, target: str, host: str | None, http: str) -> tuple
 
 def body_size(headers: Mapping[str, str], http: str) -> int:
     """Bytes of body behind the head: RFC 9112 6.3, where nothing may be ambiguous."""
-    length = headers.get("content-length")
-    if length is None and "transfer-encoding" not in headers:
-        return 0
     if "transfer-encoding" in headers:
         if "content-length" in headers or http == "1.0":
             raise Refused(400, "Transfer-Encoding together with Content-Length or HTTP/1.0")
         raise Refused(501, "Transfer-Encoding is not read here: send a Content-Length")
-    if length is None or not (length.isdecimal() and length.isascii() and len(length) < 16):
+    length = headers.get("content-length")
+    if length is not None and not (length.isdecimal() and length.isascii() and len(length) < 16):
         raise Refused(400, "Content-Length is no number")
-    return int(length)
+    return int(length) if length else 0
 
 
 # -- 8. Replies: data, which only the loop sends ---------------------------------------------------
@@ -1110,9 +1108,7 @@ class Event(NamedTuple):
     outcome: Outcome
 
 
-Guard = Callable[[Request], None]  # raises Refused
 Endpoint = Callable[["Site", Request], Reply]
-Listener = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -1132,9 +1128,9 @@ class Site:
     config: Config
     catalog: Catalog
     rules: tuple[Rule, ...]
-    guards: tuple[Guard, ...]
+    guards: tuple[Callable[[Request], None], ...]  # each may raise Refused
     routes: tuple[Route, ...]  # the first that matches; the last matches everything
-    listeners: tuple[Listener, ...]
+    listeners: tuple[Callable[[Event], None], ...]
     closers: tuple[Callable[[], None], ...]
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - a process has one site
@@ -1384,7 +1380,6 @@ class Connection:
         self.deadline = NEVER
         self.idle = True  # no request of it is being answered: nobody misses it
         self.tls: ssl.SSLObject | None = None  # between `incoming` and `outgoing`
-        self.sent = 0  # bytes of the image
         self.steps = self._talk() if server.tls is None else self._talk_tls(server.tls)
 
     def explain(self, err: OSError) -> None:
@@ -1590,7 +1585,7 @@ class Connection:
         image, part, recipient = reply.body, reply.part, reply.recipient
         assert isinstance(image, Image)
         del reply  # its headers
-        self.sent = 0
+        self.sent = 0  # bytes of the image
         try:
             size = SEND_BUFFER if self.tls is None else TLS_SEND_BUFFER
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
