@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Gives every ESP8266 and ESP32 the newest firmware that is right for it, over the air.
+r"""Gives every ESP8266 and ESP32 the newest firmware that is right for it, over the air.
 
 Copy this file to a Raspberry Pi and start it; it needs Python 3.11 and nothing else:
 
@@ -13,6 +13,18 @@ How a request flows, which is also the order of the sections; each uses only wha
                                           rules ---------------------+-> choose
                                                                            |
     bytes <- Loop <- Reply <- endpoint translates <- Release | Objection <-+-> Event -> listeners
+
+The options are in read_config(); this is what --help says below them:
+
+Each option can stand in the environment instead, as OTA_DIR, OTA_PORT, OTA_MAX_CONNECTIONS...
+The folder holds <project>-<version>.bin, or <project>/<any name with a version>.bin.
+
+Try it as a device would ask:
+  curl -i -H 'x-ESP8266-version: 1.0.0' http://localhost:8000/firmware
+
+A certificate that small devices take; an ESP8266 wants an address as DNS:<ip>, others as IP:<ip>:
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 \
+    -subj /CN=ota -addext subjectAltName=DNS:192.168.1.5,IP:192.168.1.5 -keyout ota.pem -out ota.pem
 """
 
 from __future__ import annotations
@@ -40,18 +52,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from email.utils import formatdate, parsedate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import FileIO
 from itertools import chain, count, zip_longest
-from math import nan
 from typing import Any, NamedTuple, NoReturn, Protocol, TextIO
 from urllib.parse import quote, unquote
-
-if sys.platform != "win32":
-    import resource
 
 __version__ = "0.1.0"
 
@@ -96,9 +103,7 @@ class Refused(Exception):
 
     def __init__(self, status: int, reason: str, *headers: tuple[str, str]) -> None:
         super().__init__(reason)
-        self.status = status
-        self.reason = reason
-        self.headers = headers  # to go with the reply
+        self.status, self.reason, self.headers = status, reason, headers  # these go with the reply
 
 
 def shown(text: str) -> str:
@@ -115,10 +120,14 @@ def printable(text: str) -> str:
 
 _NUMBER = r"(?:0|[1-9][0-9]*+)"  # SemVer 2: no leading zeros
 _IDENTIFIER = rf"(?:[0-9]*+[A-Za-z-][0-9A-Za-z-]*+|{_NUMBER})"  # SemVer 9
-_VERSION = re.compile(
-    rf"[vV]?({_NUMBER})\.({_NUMBER})(?:\.({_NUMBER}))?"
-    rf"(?:-({_IDENTIFIER}(?:\.{_IDENTIFIER})*+))?(\+[0-9A-Za-z-]++(?:\.[0-9A-Za-z-]++)*+)?"
-)
+_PRERELEASE = rf"(?:-({_IDENTIFIER}(?:\.{_IDENTIFIER})*+))?"
+_BUILD = r"(\+[0-9A-Za-z-]++(?:\.[0-9A-Za-z-]++)*+)?"  # SemVer 10
+_VERSION = re.compile(rf"[vV]?({_NUMBER})\.({_NUMBER})(?:\.({_NUMBER}))?{_PRERELEASE}{_BUILD}")
+
+
+def _precedence(identifier: str) -> tuple[bool, int, str]:
+    """What orders identifiers of a pre-release: numbers first, by value; SemVer 11.4."""
+    return not identifier.isdecimal(), int(identifier) if identifier.isdecimal() else 0, identifier
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -136,10 +145,7 @@ class Version:
         if match is None:
             raise ValueError(f"{shown(text)} is no version such as 1.2.3")
         major, minor, patch, prerelease, build = match.groups(default="")
-        identifiers = tuple(
-            (not part.isdecimal(), int(part) if part.isdecimal() else 0, part)
-            for part in filter(None, prerelease.split("."))
-        )
+        identifiers = tuple(map(_precedence, filter(None, prerelease.split("."))))
         normal = f"{major}.{minor}.{patch or 0}{'-' * bool(prerelease)}{prerelease}{build}"
         if len(normal) > MAX_VERSION:
             raise ValueError(f"{shown(text)} is too long: it is no version such as 1.2.3")
@@ -163,7 +169,8 @@ ESP32_CHIPS = {  # chip_id of the header
     16: "esp32h2", 18: "esp32p4", 20: "esp32c61", 23: "esp32c5", 25: "esp32h21", 28: "esp32h4",
     31: "esp32e22", 32: "esp32s31",
 }  # fmt: skip
-ESP8266_FLASH_MIB = {0: 0.5, 1: 0.25, 2: 1, 3: 2, 4: 4, 8: 8, 9: 16}  # by high nibble of byte 3
+# KiB, by the high nibble of byte 3
+ESP8266_FLASH = {0: 512, 1: 256, 2: 1024, 3: 2048, 4: 4096, 8: 8192, 9: 16384}
 SKETCH_AT = 0x1000  # where the ESP8266 core puts the sketch, behind its boot loader
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _WRONG = "is damaged or half copied: its {} is wrong"
@@ -191,9 +198,8 @@ class _Walk:
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self.chunks = chunks
         self.ahead = b""
-        self.position = 0
+        self.position = self._crc = 0
         self.digests: list[hashlib._Hash] = []
-        self._crc = 0
 
     def peek(self, size: int) -> bytes:
         """The next `size` bytes, fewer at the end of the file, without taking them."""
@@ -220,9 +226,8 @@ class _Walk:
     def xor(self, size: int) -> int:
         """All of the next `size` bytes xored."""
         total = 0
-        while size > 0:
-            total ^= xor_bytes(self.read(min(size, CHUNK)))
-            size -= CHUNK
+        for start in range(0, size, CHUNK):
+            total ^= xor_bytes(self.read(min(size - start, CHUNK)))
         return total
 
     def is_sound(self, segments: int, checksum: int = 0xEF) -> bool:
@@ -243,21 +248,19 @@ def xor_bytes(data: bytes) -> int:
 
 def _esp32(walk: _Walk) -> Facts:
     """Checks an image of the ESP32 family."""
-    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-    walk.digests = [md5, sha256]
+    walk.digests = md5, sha256 = [hashlib.md5(usedforsecurity=False), hashlib.sha256()]
     header = walk.read(24)
     if not walk.is_sound(header[1]):
         raise ValueError(_WRONG.format("checksum"))
     appended = sha256.hexdigest()
     if header[23] == 1 and walk.read(32).hex() != appended:
         raise ValueError(_WRONG.format("appended SHA-256"))
-    running = frozenset((md5.hexdigest(), appended))
     tail = walk.peek(MAX_TAIL + 1)
     sector = tail[-walk.position % 4096 :]  # Secure Boot v2 signs in a 4 KiB sector, magic 0xE7
     if len(tail) not in {0, 68, 512} and not (len(sector) == 4096 and sector[0] == 0xE7):
         raise ValueError(_TRAILING)
-    number = int.from_bytes(header[12:14], "little")
-    return Facts(ESP32_CHIPS.get(number, f"esp32-id-{number}"), running)
+    chip = int.from_bytes(header[12:14], "little")
+    return Facts(ESP32_CHIPS.get(chip, f"esp32-id-{chip}"), frozenset((md5.hexdigest(), appended)))
 
 
 def _esp8266(walk: _Walk) -> Facts:
@@ -266,7 +269,7 @@ def _esp8266(walk: _Walk) -> Facts:
     # The Updater writes the device's own flash mode over byte 2: one image, four digests.
     md5s = [hashlib.md5(start[:2] + bytes((mode,)), usedforsecurity=False) for mode in range(4)]
     walk.digests = list(md5s)
-    mebibytes = ESP8266_FLASH_MIB.get(walk.read(5)[0] >> 4, 0)
+    size = ESP8266_FLASH.get(walk.read(5)[0] >> 4, 0) << 10
     if not walk.is_sound(start[1]):
         raise ValueError(_WRONG.format("checksum"))
     if walk.position <= SKETCH_AT:
@@ -276,7 +279,6 @@ def _esp8266(walk: _Walk) -> Facts:
     tail = walk.peek(MAX_TAIL + 1)
     if tail and not 0 < int.from_bytes(tail[-4:], "little") == len(tail) - 4:  # signing.py
         raise ValueError(_TRAILING)
-    size = int(mebibytes * (1 << 20))
     return Facts("esp8266", frozenset(by_mode), size, flash_mode=start[2], by_mode=by_mode)
 
 
@@ -339,9 +341,8 @@ def inspect(file: FileIO) -> Facts:
     facts = _esp8266(walk) if walk.peek(12)[11:] in {b"\x3f", b"\x40"} else _esp32(walk)
     if packed and facts.chip != "esp8266":
         raise ValueError("is packed, and only an ESP8266 unpacks")
-    size = 0 if packed else facts.flash_size  # a device does not look inside
-    md5_hex, sha256_hex = md5.hexdigest(), sha256.hexdigest()
-    return replace(facts, packed=packed, flash_size=size, md5=md5_hex, sha256=sha256_hex)
+    facts = replace(facts, md5=md5.hexdigest(), sha256=sha256.hexdigest())
+    return replace(facts, packed=True, flash_size=0) if packed else facts  # no device looks inside
 
 
 # -- 4. Catalog: which releases there are ----------------------------------------------------------
@@ -353,7 +354,7 @@ _NAME = r"(?:(?P<project>.+{})[-_ ])?(?P<version>[vV]?[0-9]+\.[0-9]+{})"
 _RELEASE_NAME = re.compile(_NAME.format("", r"(?:\.[0-9]+)?(?:\+.*)?"))
 _OTHER_NAME = re.compile(_NAME.format("?", ".*"))
 _VERSION_INSIDE = re.compile(r"[vV]?[0-9]+\.[0-9.]+|(?:.*[-_ ])?[vV]?[0-9]+\.[0-9.]+[-+].*")
-_OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link, no pipe
+_UNREADABLE = "cannot be read" + (f" by uid {os.getuid()}" if sys.platform != "win32" else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,8 +410,7 @@ class Catalog(Protocol):
 
 def identity_of(status: os.stat_result) -> Identity:
     """What stays the same as long as a file's bytes do."""
-    times = status.st_mtime_ns, status.st_ctime_ns
-    return status.st_dev, status.st_ino, status.st_size, *times
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read_name(stem: str) -> tuple[str, Version]:
@@ -454,8 +454,8 @@ def _promised(entry: os.DirEntry[str], folder: str, inside: str) -> Release:
 
 def _is_still(release: Release, entry: os.DirEntry[str]) -> bool:
     """Whether a directory entry is a file that nobody has touched since it became `release`."""
-    same = release.path == entry.path and not entry.is_symlink()
-    return same and identity_of(entry.stat(follow_symlinks=False)) == release.identity
+    # A link's own identity is never that of its file: what a link stands for is looked up again.
+    return identity_of(entry.stat(follow_symlinks=False)) == release.identity
 
 
 def _entries(root: str) -> Iterator[tuple[os.DirEntry[str], str]]:
@@ -472,15 +472,13 @@ def _entries(root: str) -> Iterator[tuple[os.DirEntry[str], str]]:
 
 
 def _open_file(path: str, flags: int) -> int:
-    return os.open(path, flags | _OPEN_FLAGS)
+    """A descriptor of the file itself: through no link, and no pipe that would be waited for."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
 def _reason(err: ValueError | OSError) -> str:
     """Why a file is not offered; completes "name ..."."""
-    if isinstance(err, ValueError):
-        return str(err)
-    user = f" by uid {os.getuid()}" if sys.platform != "win32" else ""
-    return f"cannot be read{user}: {err.strerror}"
+    return str(err) if isinstance(err, ValueError) else f"{_UNREADABLE}: {err.strerror}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,8 +487,8 @@ class _Shelf:
 
     listed: list[Release]  # by name only; newest version first, of one version the newest file
     whole: tuple[Release, ...]  # checked, in the same order
-    broken: tuple[str, ...]  # sentences
-    waiting: bool  # for a check, some of it
+    broken: list[str]  # sentences
+    waiting: list[Release]  # for a check, in the same order
 
 
 class DirectoryCatalog:
@@ -539,13 +537,12 @@ class DirectoryCatalog:
             raise Refused(503, self._outage)
         if shelf is None:
             raise Refused(404, f"no project {shown(project)}: its files are called name-1.2.3.bin")
-        if not shelf.whole and shelf.waiting:
+        if shelf.whole:
+            return shelf.whole
+        if shelf.waiting:
             reason = f"{shown(project)} is not checked yet: ask again; if it stays so, see the log"
             raise Refused(503, reason)
-        if not shelf.whole:
-            reasons = "; ".join(shelf.broken)
-            raise Refused(404, f"no file of {shown(project)} can be offered: {reasons}")
-        return shelf.whole
+        raise Refused(404, f"no file of {shown(project)} can be offered: {'; '.join(shelf.broken)}")
 
     def open(self, release: Release) -> Image:
         """See Catalog."""
@@ -553,12 +550,10 @@ class DirectoryCatalog:
             file = FileIO(release.path, opener=_open_file)
         except OSError as err:
             raise Refused(503, f"{release.name} {_reason(err)}") from err
-        facts = release.facts
-        image = Image(file, release.size, facts.md5, facts.sha256, release.identity)
         if identity_of(os.fstat(file.fileno())) != release.identity:
             file.close()
             raise Refused(503, f"{release.name} is just being replaced: ask again in a moment")
-        return image
+        return Image(file, release.size, release.facts.md5, release.facts.sha256, release.identity)
 
     def scan(self) -> bool:
         """Looks at the folder and checks what is new; gives back whether a second was enough."""
@@ -568,10 +563,9 @@ class DirectoryCatalog:
         except OSError as err:
             if err.errno in STARVED:  # says nothing of the folder: what was known stays
                 self._tell(logging.WARNING, self._directory, _reason(err))
-                return True
-            if not self._outage:
+            elif not self._outage:
                 log.error("the firmware folder %s %s", self._directory, _reason(err))  # noqa: TRY400
-            self._outage = "the firmware folder cannot be read just now: ask again later"
+                self._outage = "the firmware folder cannot be read just now: ask again later"
             return True
         if self._outage:
             log.warning("the firmware folder %s is back", self._directory)
@@ -611,8 +605,7 @@ class DirectoryCatalog:
             queue.sort(key=lambda each: (each.version.precedence, each.identity[3]), reverse=True)
             if project not in self._shelves or self._shelves[project].listed != queue:
                 self._shelve(project, queue)
-        for project in self._shelves.keys() - queues.keys():
-            del self._shelves[project]
+        self._shelves = {project: self._shelves[project] for project in queues}
         if len(self._facts) > len(known):  # some are of files that are gone
             identities = {release.identity for release in known.values()}
             self._facts = {key: facts for key, facts in self._facts.items() if key in identities}
@@ -622,24 +615,18 @@ class DirectoryCatalog:
 
         The newest of every project first, then the second: who asks early gets the right one.
         """
-        shelves, facts = self._shelves, self._facts
-        queues = (
-            [r for r in shelf.listed if r.identity not in facts]
-            for shelf in shelves.values()
-            if shelf.waiting
-        )
-        touched: set[str] = set()
+        shelves = self._shelves
+        queues = (shelf.waiting for shelf in shelves.values() if shelf.waiting)
         late = False
         for release in filter(None, chain.from_iterable(zip_longest(*queues))):
-            late = self._closing.is_set() or time.monotonic() > deadline
-            if late:
+            if late := self._closing.is_set() or time.monotonic() > deadline:
                 break
             self._check(release)
-            touched.add(release.project)
             if release is shelves[release.project].listed[0]:
                 self._shelve(release.project, shelves[release.project].listed)
-        for project in touched:
-            self._shelve(project, shelves[project].listed)
+        for project, shelf in shelves.items():
+            if shelf.waiting:
+                self._shelve(project, shelf.listed)
         return not late
 
     def _check(self, release: Release) -> None:
@@ -647,22 +634,19 @@ class DirectoryCatalog:
         age = abs(time.time_ns() - release.identity[3])
         if age < (COARSE_SETTLE_NS if release.identity[3] % 1_000_000_000 == 0 else SETTLE_NS):
             return  # clocks of file systems are coarse: one more write could leave mtime as it is
-        facts: Facts | str
         try:
             with FileIO(release.path, opener=_open_file) as file:
                 try:
-                    facts = inspect(file)
+                    facts: Facts | str = inspect(file)
                 except ValueError as err:
                     facts = str(err)
-                if identity_of(os.fstat(file.fileno())) != release.identity:
-                    return
+                if identity_of(os.fstat(file.fileno())) == release.identity:
+                    self._facts[release.identity] = facts
+                    self._told.pop(release.path, None)
+                    if isinstance(facts, str):
+                        self._tell(logging.WARNING, release.path, facts)
         except OSError as err:  # not remembered: it may be readable in a moment
             self._tell(logging.WARNING, release.path, _reason(err))
-            return
-        self._told.pop(release.path, None)
-        if isinstance(facts, str):
-            self._tell(logging.WARNING, release.path, facts)
-        self._facts[release.identity] = facts
 
     def _tell(self, level: int, path: str, reason: str) -> None:
         """Logs once why a file is not offered."""
@@ -672,21 +656,17 @@ class DirectoryCatalog:
 
     def _shelve(self, project: str, queue: list[Release]) -> None:
         """Sorts a project's files into whole, broken and waiting."""
+        found = [(release, self._facts.get(release.identity)) for release in queue]
+        waiting = [release for release, facts in found if facts is None]
+        broken = [f"{release.name} {facts}" for release, facts in found if isinstance(facts, str)]
+        sound = [replace(each, facts=facts) for each, facts in found if isinstance(facts, Facts)]
         whole: dict[tuple[Version, str], Release] = {}
-        broken: list[str] = []
-        for release in queue:
-            facts = self._facts.get(release.identity)
-            if isinstance(facts, str):
-                broken.append(f"{release.name} {facts}")
-            elif facts is not None:
-                newer = whole.setdefault(
-                    (release.version, facts.chip), replace(release, facts=facts)
-                )
-                if newer.path != release.path:
-                    reason = f"has the version of {printable(newer.name)}, which is newer"
-                    self._tell(logging.WARNING, release.path, reason)
-        waiting = any(release.identity not in self._facts for release in queue)
-        self._shelves[project] = _Shelf(queue, tuple(whole.values()), tuple(broken), waiting)
+        for release in sound:
+            newer = whole.setdefault((release.version, release.facts.chip), release)
+            if newer.path != release.path:
+                reason = f"has the version of {printable(newer.name)}, which is newer"
+                self._tell(logging.WARNING, release.path, reason)
+        self._shelves[project] = _Shelf(queue, tuple(whole.values()), broken, waiting)
 
 
 # -- 5. Reports: what a device says of itself ------------------------------------------------------
@@ -696,7 +676,6 @@ UNKNOWN_ESP32 = "an ESP32 that does not say which, and this project has several"
 _FIELDS = ("version", "sta-mac", "mode", "free-space", "chip-size", "sketch-md5", "sketch-sha256")
 _ESP8266_FIELDS = [f"x-esp8266-{name}" for name in _FIELDS]
 _ESP32_FIELDS = [f"x-esp32-{name}" for name in _FIELDS]
-_SKETCH_MODES = frozenset(("", "sketch", "version"))
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}")
 
 
@@ -723,8 +702,7 @@ def read_report(project: str, headers: Mapping[str, str], address: str) -> Repor
         Refused: 400, a version or number in them cannot be read.
     """
     agent = headers.get("user-agent", "")
-    chip = None
-    names = _ESP32_FIELDS
+    names, chip = _ESP32_FIELDS, None
     if "x-esp8266-version" in headers or "x-esp8266-sta-mac" in headers:
         names, chip = _ESP8266_FIELDS, "esp8266"
     elif "x-esp32-version" in headers or "x-esp32-sta-mac" in headers:
@@ -738,18 +716,13 @@ def read_report(project: str, headers: Mapping[str, str], address: str) -> Repor
         version = Version.parse(running) if running else None
     except ValueError as err:
         raise Refused(400, f"{names[0]}: {err}") from err
-    return Report(
-        project,
-        address,
-        version,
-        mac.upper() if mac and _MAC.fullmatch(mac) else None,
-        chip,
-        "sketch" if mode is None or mode in _SKETCH_MODES else "filesystem",
-        None if space is None else _bytes(names[3], space),
-        None if flash is None else _bytes(names[4], flash),
-        md5.lower() if md5 else None,
-        sha256.lower() if sha256 else None,
-    )
+    device = mac.upper() if mac and _MAC.fullmatch(mac) else None
+    kind = "sketch" if mode in {None, "", "sketch", "version"} else "filesystem"
+    free_space = None if space is None else _bytes(names[3], space)
+    chip_size = None if flash is None else _bytes(names[4], flash)
+    md5 = md5.lower() if md5 else None
+    sha256 = sha256.lower() if sha256 else None
+    return Report(project, address, version, device, chip, kind, free_space, chip_size, md5, sha256)
 
 
 @functools.lru_cache(maxsize=1024)  # a fleet says the same few again and again
@@ -777,6 +750,7 @@ class Objection(NamedTuple):
 
 
 Rule = Callable[[Report, Release], Objection | None]
+Outcome = Release | Objection
 
 
 def only_newer(report: Report, release: Release) -> Objection | None:
@@ -838,16 +812,13 @@ SAFETY: tuple[Rule, ...] = (same_image, right_chip, right_kind, right_flash_mode
 STATELESS: tuple[Rule, ...] = (only_newer, *SAFETY)
 
 
-def choose(
-    report: Report, releases: Iterable[Release], rules: Sequence[Rule]
-) -> Release | Objection:
+def choose(report: Report, releases: Iterable[Release], rules: Sequence[Rule]) -> Outcome:
     """The first of `releases`, newest first and at least one, that no rule objects to.
 
     Else the objection that says most: a final denial; then what was found first; last that a
     release is for other devices, whose other flaws do not count.
     """
-    said: Objection | None = None
-    denied: Objection | None = None
+    said = denied = None
     closed = False
     for release in releases:
         found = denial = None
@@ -875,15 +846,12 @@ def choose(
 # RFC 9112, strictly: what two programs could read in two ways is refused.
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"  # noqa: S105 - RFC 9110 5.6.2
-_HEAD = re.compile(
-    rf"({_TOKEN}) ([!-~]++) HTTP/([0-9]\.[0-9])\r\n"
-    rf"((?:{_TOKEN}:[\t -~\x80-\xff]*+\r\n)*+)\r\n"
-)
+_FIELD_LINE = rf"{_TOKEN}:[\t -~\x80-\xff]*+\r\n"
+_HEAD = re.compile(rf"({_TOKEN}) ([!-~]++) HTTP/([0-9]\.[0-9])\r\n((?:{_FIELD_LINE})*+)\r\n")
 _AUTHORITY = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]*+)?"  # RFC 3986 3.2
 _PCHARS = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/{}]++|%[0-9A-Fa-f]{{2}})*+"  # RFC 3986 3.3
-_TARGET = re.compile(
-    rf"(?:[Hh][Tt][Tt][Pp][Ss]?://({_AUTHORITY}))?(/{_PCHARS.format('')})?(?:\?({_PCHARS.format('?')}))?"
-)
+_PATH, _QUERY = _PCHARS.format(""), _PCHARS.format("?")
+_TARGET = re.compile(rf"(?:[Hh][Tt][Tt][Pp][Ss]?://({_AUTHORITY}))?(/{_PATH})?(?:\?({_QUERY}))?")
 _HOST = re.compile(_AUTHORITY)
 # A bare LF, TLS or other bytes: what begins so will never be a head.
 _NO_HEAD = re.compile(rb"(?<!\r)\n|\A(?!\r\Z)[^!-~]")
@@ -947,8 +915,7 @@ def parse_head(head: bytes, peer: str, *, secure: bool = False) -> Request:
     options = headers.get("connection", "").lower()
     stays = http == "1.1" or "keep-alive" in options
     keep_alive = stays and "close" not in options and "expect" not in headers
-    size = _body_size(headers, http)
-    return Request(method, path, query, headers, peer, secure, keep_alive, size)
+    return Request(method, path, query, headers, peer, secure, keep_alive, body_size(headers, http))
 
 
 def _joined(lines: Iterable[str]) -> dict[str, str]:
@@ -979,18 +946,16 @@ def _read_target(method: str, target: str, host: str | None, http: str) -> tuple
     return authority or host or "", path or "/", query
 
 
-def _body_size(headers: Mapping[str, str], http: str) -> int:
+def body_size(headers: Mapping[str, str], http: str) -> int:
     """Bytes of body behind the head: RFC 9112 6.3, where nothing may be ambiguous."""
-    length = headers.get("content-length")
-    if length is None and "transfer-encoding" not in headers:
-        return 0
     if "transfer-encoding" in headers:
         if "content-length" in headers or http == "1.0":
             raise Refused(400, "Transfer-Encoding together with Content-Length or HTTP/1.0")
         raise Refused(501, "Transfer-Encoding is not read here: send a Content-Length")
-    if length is None or not (length.isdecimal() and length.isascii() and len(length) < 16):
+    length = headers.get("content-length")
+    if length is not None and not (length.isdecimal() and length.isascii() and len(length) < 16):
         raise Refused(400, "Content-Length is no number")
-    return int(length)
+    return int(length) if length else 0
 
 
 # -- 8. Replies: data, which only the loop sends ---------------------------------------------------
@@ -1053,16 +1018,11 @@ def image_reply(request: Request, release: Release, image: Image, cache: str) ->
     part = None
     if request.method == "GET" and request.headers.get("if-range", etag) in {etag, modified}:
         part = parse_range(request.headers.get("range", ""), image.size)
-    headers = (
-        ("Content-Type", "application/octet-stream"),
-        ("Content-Length", str(image.size if part is None else len(part))),
-        ("Content-Disposition", attachment(release.name)),
-        ("Accept-Ranges", "bytes"),
-        ("x-MD5", image.md5),
-        ("x-SHA256", image.sha256),
-        ("x-version", release.version.text),
-        *validators,
-    )
+    length = str(image.size if part is None else len(part))
+    entity = ("Content-Type", "application/octet-stream"), ("Content-Length", length)
+    saving = ("Content-Disposition", attachment(release.name)), ("Accept-Ranges", "bytes")
+    facts = ("x-MD5", image.md5), ("x-SHA256", image.sha256), ("x-version", release.version.text)
+    headers = (*entity, *saving, *facts, *validators)
     if part is None:
         return Reply(200, headers, image, range(image.size))
     where = ("Content-Range", f"bytes {part.start}-{part.stop - 1}/{image.size}")
@@ -1072,30 +1032,20 @@ def image_reply(request: Request, release: Release, image: Image, cache: str) ->
 @functools.lru_cache(maxsize=64)
 def attachment(name: str) -> str:
     """What makes a browser save a file under its name: RFC 6266 4.3."""
-    if plain(name) == name:
-        return f'attachment; filename="{name}"'
-    coded = quote(name, errors="surrogateescape")
-    return f"attachment; filename=\"{plain(name)}\"; filename*=UTF-8''{coded}"
-
-
-# Fields that make a request conditional: RFC 9110 13.1
-CONDITIONS = frozenset(("if-match", "if-modified-since", "if-none-match", "if-unmodified-since"))
+    coded = f"; filename*=UTF-8''{quote(name, errors='surrogateescape')}"
+    return f'attachment; filename="{plain(name)}"{coded * (plain(name) != name)}'
 
 
 def is_not_modified(headers: Mapping[str, str], etag: str, modified: int) -> bool:
     """Whether the client has it already: RFC 9110 13.2.2, in its order. Refused: 412."""
-    if CONDITIONS.isdisjoint(headers):
-        return False
 
     def names(tags: str) -> bool:
         return tags.strip() == "*" or etag in (tag.strip() for tag in tags.split(","))
 
     def since(name: str) -> float:
-        date = parsedate(headers.get(name, ""))
-        try:
-            return timegm(date) if date else nan  # each of the three forms means UTC
-        except (ValueError, OverflowError):
-            return nan  # RFC 9110 13.1.3: no date, no condition
+        with suppress(ValueError, OverflowError):  # each of the three forms means UTC
+            return timegm(parsedate(headers.get(name, "")) or ())
+        return float("nan")  # RFC 9110 13.1.3: no date, no condition
 
     matches = names(headers["if-match"]) if "if-match" in headers else None
     if matches is False or (matches is None and modified > since("if-unmodified-since")):
@@ -1127,12 +1077,9 @@ _STATUS_LINES = {int(status): f"HTTP/1.1 {int(status)} {status.phrase}" for stat
 
 def render(reply: Reply, now: float, *, keep_alive: bool = False) -> bytes:
     """A reply's head and, if it is in memory, its body; `now` is UTC seconds."""
-    lines = (
-        _STATUS_LINES[reply.status],
-        *map(": ".join, reply.headers),
-        f"Server: ota-server\r\nConnection: {'keep-alive' if keep_alive else 'close'}",
-        f"Date: {http_date(int(now))}\r\n\r\n",
-    )
+    connection = "keep-alive" if keep_alive else "close"
+    end = f"Server: ota-server\r\nConnection: {connection}\r\nDate: {http_date(int(now))}\r\n\r\n"
+    lines = (_STATUS_LINES[reply.status], *map(": ".join, reply.headers), end)
     head = "\r\n".join(lines).encode("ascii")
     return head + reply.body if isinstance(reply.body, bytes) else head
 
@@ -1158,12 +1105,10 @@ class Event(NamedTuple):
     """A decision that was made."""
 
     report: Report
-    outcome: Release | Objection
+    outcome: Outcome
 
 
-Guard = Callable[[Request], None]  # raises Refused
 Endpoint = Callable[["Site", Request], Reply]
-Listener = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -1183,9 +1128,9 @@ class Site:
     config: Config
     catalog: Catalog
     rules: tuple[Rule, ...]
-    guards: tuple[Guard, ...]
+    guards: tuple[Callable[[Request], None], ...]  # each may raise Refused
     routes: tuple[Route, ...]  # the first that matches; the last matches everything
-    listeners: tuple[Listener, ...]
+    listeners: tuple[Callable[[Event], None], ...]
     closers: tuple[Callable[[], None], ...]
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - a process has one site
@@ -1197,17 +1142,16 @@ class Site:
         raise Refused(404, "nothing is here")
 
 
-def decide(site: Site, report: Report) -> Release | Objection:
+def decide(site: Site, report: Report) -> Outcome:
     """What this device gets; every device protocol asks here. Refused: see Catalog.releases()."""
     releases = site.catalog.releases(report.project)
     return _announced(site, report, choose(recognised(report, releases), releases, site.rules))
 
 
-def _announced(site: Site, report: Report, outcome: Release | Objection) -> Release | Objection:
+def _announced(site: Site, report: Report, outcome: Outcome) -> Outcome:
     """The outcome, of which every listener has heard."""
-    event = Event(report, outcome)
     for listener in site.listeners:
-        listener(event)
+        listener(Event(report, outcome))
     return outcome
 
 
@@ -1232,8 +1176,7 @@ def recognised(report: Report, releases: Sequence[Release]) -> Report:
 def log_decision(event: Event) -> None:
     """One line a decision, so that `grep <mac>` tells a device's story."""
     report, outcome = event.report, event.outcome
-    fine = isinstance(outcome, Release) or outcome.final
-    level = logging.INFO if fine else logging.WARNING
+    level = logging.INFO if isinstance(outcome, Release) or outcome.final else logging.WARNING
     if log.isEnabledFor(level):
         verdict = f"-> {outcome.version}" if isinstance(outcome, Release) else f"stays, {outcome}"
         who = (report.device or "-", report.address, printable(report.project))
@@ -1281,7 +1224,7 @@ def update(site: Site, request: Request) -> Reply:
     if request.headers.get("x-esp8266-mode") == "version":  # getAvailableVersion() knows only 200
         best = outcome if isinstance(outcome, Release) else report
         return Reply(200, (("x-version", str(best.version)), ("Content-Length", "0"), UNCACHED))
-    return _decision_reply(site, request, report, outcome, "no-cache, no-transform")
+    return _translate(site, request, report, outcome, "no-cache, no-transform")
 
 
 def download(site: Site, request: Request) -> Reply:
@@ -1297,12 +1240,10 @@ def download(site: Site, request: Request) -> Reply:
     outcome = choose(asked, named, SAFETY)
     if report.chip is not None:  # a device, no browser
         _announced(site, report, outcome)
-    return _decision_reply(site, request, report, outcome, "no-transform")
+    return _translate(site, request, report, outcome, "no-transform")
 
 
-def _decision_reply(
-    site: Site, request: Request, report: Report, outcome: Release | Objection, cache: str
-) -> Reply:
+def _translate(site: Site, request: Request, report: Report, outcome: Outcome, cache: str) -> Reply:
     """A decision as status and bytes; the file is open before anything is promised."""
     if isinstance(outcome, Objection):
         if outcome.deny:
@@ -1326,10 +1267,8 @@ border-bottom:1px solid #8886}code,pre{font-size:.85em;overflow-wrap:anywhere}pr
 border:1px solid #8886;white-space:pre-wrap}@media(max-width:48rem){th{display:none}
 tr{display:block;border-bottom:1px solid #8886}td{display:inline-block;border:0}}"""
 _STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-CONTENT_SECURITY_POLICY = (
-    f"default-src 'none'; img-src 'self'; style-src 'sha256-{_STYLE_HASH}'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+_SOURCES = f"default-src 'none'; img-src 'self'; style-src 'sha256-{_STYLE_HASH}'"
+CONTENT_SECURITY_POLICY = f"{_SOURCES}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 ICON = b"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="none"
 stroke="#07c" d="M6 1v14M10 1v14M1 6h14M1 10h14"/><path fill="#07c" d="M4 4h8v8H4z"/></svg>"""
 
@@ -1361,7 +1300,7 @@ def _project(site: Site, base: str, project: str) -> str:
     rows = "".join(
         f'<tr><td><a href="{url}/{quote(release.name, errors="surrogateescape")}">'
         f"{release.version}</a><td>{release.facts.chip}{', gzip' * release.facts.packed}"
-        f"<td>{release.size:,}<td>{datetime.fromtimestamp(release.modified, UTC):%Y-%m-%d %H:%M}"
+        f"<td>{release.size:,}<td>{time.strftime('%Y-%m-%d %H:%M', time.gmtime(release.modified))}"
         f"<td><code>{release.facts.sha256}</code>"
         for release in releases
     )
@@ -1404,6 +1343,7 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # more follows at once
 NEVER = float("inf")  # monotonic seconds
 Wait = tuple[int, float]  # READ, WRITE or 0 for neither; until when, monotonic seconds
+Steps = Generator[Wait, None, Any]  # waits until it has what it gives back
 
 
 @dataclass(frozen=True, slots=True)
@@ -1440,7 +1380,6 @@ class Connection:
         self.deadline = NEVER
         self.idle = True  # no request of it is being answered: nobody misses it
         self.tls: ssl.SSLObject | None = None  # between `incoming` and `outgoing`
-        self.sent = 0  # bytes of the image
         self.steps = self._talk() if server.tls is None else self._talk_tls(server.tls)
 
     def explain(self, err: OSError) -> None:
@@ -1512,7 +1451,7 @@ class Connection:
         for served in count():
             self.idle = True
             try:
-                head, rest = yield from self._receive_head(rest, fresh=not served)
+                head, rest = yield from self._next_head(rest, fresh=not served)
                 if not head:
                     return
                 request = parse_head(head, self.peer, secure=self.server.tls is not None)
@@ -1546,9 +1485,7 @@ class Connection:
             if (rest or self.tls is not None) and served % REQUESTS == REQUESTS - 1:
                 yield WRITE, time.monotonic() + limits.progress
 
-    def _until(
-        self, deadline: float, event: int, call: Callable[..., Any], *args: Any
-    ) -> Generator[Wait, None, Any]:
+    def _until(self, deadline: float, event: int, call: Callable[..., Any], *args: Any) -> Steps:
         """What `call` gives back, once the socket is ready for `event`."""
         while True:
             try:
@@ -1557,7 +1494,7 @@ class Connection:
                 pass
             yield event, deadline  # not inside except: what waits would hold on to the exception
 
-    def _receive(self, deadline: float) -> Generator[Wait, None, Any]:
+    def _receive(self, deadline: float) -> Steps:
         """Some bytes; none once the client has closed, with or without close_notify."""
         fetched = False
         while self.tls is not None:
@@ -1572,9 +1509,7 @@ class Connection:
                 return b""
         return (yield from self._until(deadline, READ, self.socket.recv, MAX_HEAD))
 
-    def _receive_head(
-        self, rest: bytes, *, fresh: bool
-    ) -> Generator[Wait, None, tuple[bytes, bytes]]:
+    def _next_head(self, rest: bytes, *, fresh: bool) -> Generator[Wait, None, tuple[bytes, bytes]]:
         """A head, and what came behind it; no head if the client has gone. Refused: 400, 431."""
         limits = self.server.limits
         begun = fresh  # a new connection comes with its head
@@ -1629,8 +1564,7 @@ class Connection:
             sealed = self._sealed(data) if kept else self._sealed(data) + self._end_tls()
             follows = kept and rest.startswith(b"GET ") and rest.endswith(b"\r\n\r\n")
             return self._send(sealed, MSG_MORE * follows)  # with the next reply, or after 200 ms
-        is_device = request.headers.get("user-agent", "").startswith("ESP")
-        record = DEVICE_RECORD if is_device else PIECE
+        record = DEVICE_RECORD if request.headers.get("user-agent", "").startswith("ESP") else PIECE
         return self._send_image(data, reply, record)
 
     def _send(self, data: bytes, flags: int = 0) -> Generator[Wait, None, bool]:
@@ -1651,7 +1585,7 @@ class Connection:
         image, part, recipient = reply.body, reply.part, reply.recipient
         assert isinstance(image, Image)
         del reply  # its headers
-        self.sent = 0
+        self.sent = 0  # bytes of the image
         try:
             size = SEND_BUFFER if self.tls is None else TLS_SEND_BUFFER
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
@@ -1773,14 +1707,13 @@ class Server(ThreadingHTTPServer):
         self.site = site
         self.tls = tls
         self.limits = limits or Limits()
-        self.draining = False
+        self.draining = self._listening = False
         self._before_waiting = before_waiting
         self._selector = selector or selectors.DefaultSelector()
         self._connections: set[Connection] = set()  # that wait for something
         self._waiting: deque[tuple[Connection, Request]] = deque()  # for a thread
         self._answered: deque[tuple[Connection, Reply]] = deque()
         self._thinking = 0  # threads
-        self._listening = False
         self._listen_at = self._tick_at = self._complain_at = -NEVER
         self._end = NEVER
         self._ended = threading.Event()
@@ -1872,8 +1805,7 @@ class Server(ThreadingHTTPServer):
 
     def _pause(self, reason: str) -> None:
         """Leaves new connections in the backlog for a tick or until one closes; seldom says so."""
-        now = time.monotonic()
-        self._listen(now, now + self.limits.tick)
+        self._listen(time.monotonic() + self.limits.tick)
         self._complain(reason)
 
     def _complain(self, reason: str) -> None:
@@ -1919,7 +1851,7 @@ class Server(ThreadingHTTPServer):
         connection.close()
         self._connections.discard(connection)
         if not self._listening:
-            self._listen(time.monotonic())
+            self._listen()
 
     def _use_threads(self) -> None:
         """Goes on with what threads have answered and gives them what waits."""
@@ -1943,12 +1875,12 @@ class Server(ThreadingHTTPServer):
         for connection in tuple(self._connections):
             if connection.deadline < now or (self.draining and connection.idle):
                 self._close(connection)
-        self._listen(now, self._listen_at)
+        self._listen(self._listen_at)
 
-    def _listen(self, now: float, since: float = -NEVER) -> None:
+    def _listen(self, since: float = -NEVER) -> None:
         """Watches the listening socket from `since` on, if there is room; closes it for good."""
         room = len(self._connections) < self.site.config.max_connections
-        listen = room and now >= since and not self.draining
+        listen = room and time.monotonic() >= since and not self.draining
         if listen and not self._listening:
             self._selector.register(self.socket, READ)
         elif self._listening and not listen:
@@ -2001,17 +1933,7 @@ def local_time(now: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
 
 
-EPILOG = """\
-Each option can stand in the environment instead, as OTA_DIR, OTA_PORT, OTA_MAX_CONNECTIONS...
-The folder holds <project>-<version>.bin, or <project>/<any name with a version>.bin.
-
-Try it as a device would ask:
-  curl -i -H 'x-ESP8266-version: 1.0.0' http://localhost:8000/firmware
-
-A certificate that small devices take; an ESP8266 wants an address as DNS:<ip>, others as IP:<ip>:
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 \\
-    -subj /CN=ota -addext subjectAltName=DNS:192.168.1.5,IP:192.168.1.5 -keyout ota.pem -out ota.pem
-"""
+EPILOG = (__doc__ or "").partition("what --help says below them:\n\n")[2]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -2027,13 +1949,9 @@ def _fail(text: str) -> NoReturn:
 
 def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 1024) -> Config:
     """The settings, if `files` can be open. SystemExit(2): one is wrong, as stderr has said."""
-    parser = _Parser(
-        prog="ota-server",
-        description="Gives every ESP8266 and ESP32 the newest firmware that is right for it.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _Parser("ota-server", epilog=EPILOG, allow_abbrev=False)
+    parser.description = "Gives every ESP8266 and ESP32 the newest firmware that is right for it."
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
     def option(name: str, metavar: str, default: str, text: str, **more: Any) -> None:
         default = environ.get(f"OTA_{name.upper().replace('-', '_')}") or default
@@ -2072,6 +1990,8 @@ def open_files() -> int:
     """How many files this process may open, once it has raised its own limit as far as it goes."""
     if sys.platform == "win32":
         return 400  # its select() takes 512 sockets
+    import resource  # noqa: PLC0415 - Windows has none
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     with suppress(ValueError, OSError):  # macOS allows less than its limit says
@@ -2099,32 +2019,27 @@ def _url(config: Config, port: int) -> str:
     """What to type on another machine; asks the routing table, sends nothing."""
     host = config.host
     if host in {"", "::", "0.0.0.0"}:  # noqa: S104
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            host = "127.0.0.1"
-            with suppress(OSError):
-                probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737
-                host = probe.getsockname()[0]
+        host = "127.0.0.1"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+            probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737
+            host = probe.getsockname()[0]
     return f"http{'s' * bool(config.cert)}://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def _start(config: Config, before_waiting: Callable[[], None]) -> tuple[Server, DirectoryCatalog]:
     """A server that listens. SystemExit(2): it cannot, and stderr has said why."""
+    tried = f"--cert {config.cert} --key {config.key or config.cert}"
     try:
         tls = tls_context(config.cert, config.key) if config.cert else None
+        tried = f"--dir {config.dir} {_UNREADABLE}"
+        catalog = DirectoryCatalog(config.dir)
+        tried = f"--host {config.host or '(all)'} --port {config.port}"
+        return Server(build_site(config, catalog), tls=tls, before_waiting=before_waiting), catalog
     except ssl.SSLError as err:
         why = err.reason or "no private key"
         _fail(f"--cert {config.cert}: no certificate and key that fit, in PEM form: {why}")
     except OSError as err:
-        _fail(f"--cert {config.cert} --key {config.key or config.cert}: {err.strerror}")
-    try:
-        catalog = DirectoryCatalog(config.dir)
-    except OSError as err:
-        _fail(f"--dir {config.dir} {_reason(err)}")
-    try:
-        site = build_site(config, catalog)
-        return Server(site, tls=tls, before_waiting=before_waiting), catalog
-    except OSError as err:
-        _fail(f"--host {config.host or '(all)'} --port {config.port}: {err.strerror}")
+        _fail(f"{tried}: {err.strerror}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
