@@ -103,7 +103,7 @@ class Refused(Exception):
 
     def __init__(self, status: int, reason: str, *headers: tuple[str, str]) -> None:
         super().__init__(reason)
-        self.status, self.reason, self.headers = status, reason, headers  # these go with the reply
+        self.status, self.reason, self.headers = status, reason, headers  # to go with the reply
 
 
 def shown(text: str) -> str:
