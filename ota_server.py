@@ -1423,9 +1423,9 @@ class Connection:
         """Gives the client what TLS has to say, TLS what comes back; whether anything did."""
         if self.outgoing.pending:
             yield from self._send(self.outgoing.read())
+            yield READ, deadline  # the answer cannot be there yet
         data = yield from self._until(deadline, READ, self.socket.recv, MAX_HEAD)
-        self.incoming.write(data)
-        return bool(data)
+        return self.incoming.write(data) > 0
 
     def _sealed(self, data: bytes, record: int = PIECE) -> bytes:
         """What goes out for `data`: under TLS, records of so many bytes."""
