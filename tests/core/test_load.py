@@ -23,30 +23,19 @@ import pytest
 
 from tests.conftest import put, wait_until
 from tests.core.test_command_line import CHECK, serving
+from tests.core.test_requests import ESP8266
 from tests.core.wire import PATIENCE, Script, Wire, client_context, dial, request
 from tests.data.make_images import esp32_image
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 LATEST = 1.0  # seconds that a check may take while others attack; the figure is printed
 DEVICE_TIMEOUT = 5.0  # seconds: the shortest patience of a device, esp_https_ota's
-DEVICE = """\
-GET /firmware HTTP/1.0
-Host: 192.168.1.5:8000
-User-Agent: ESP8266-http-Update
-Connection: close
-x-ESP8266-Chip-ID: 1193046
-x-ESP8266-STA-MAC: 5C:CF:7F:00:{:02X}:{:02X}
-x-ESP8266-AP-MAC: 5E:CF:7F:12:34:56
-x-ESP8266-free-space: 1794048
-x-ESP8266-sketch-size: 299952
-x-ESP8266-sketch-md5: 14cc0cfb6b4b2feab2c588b4ab77380c
-x-ESP8266-chip-size: 4194304
-x-ESP8266-sdk-version: 2.2.2-dev(38a443e)
-x-ESP8266-mode: sketch
-x-ESP8266-version: 1.0.0
-Content-Length: 0
-
-""".replace("\n", "\r\n")
+DEVICE = (  # the captured head, for {}: the last two bytes of its MAC address
+    ESP8266.replace("/update", "/firmware")
+    .replace("version: 1.0\n", "version: 1.0.0\n")
+    .replace("5C:CF:7F:12:34:56", "5C:CF:7F:00:{:02X}:{:02X}")
+    .replace("\n", "\r\n")
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux' /proc")
 
@@ -148,7 +137,7 @@ def all_at_once(port: int, requests: Sequence[bytes], ca: Path | None = None) ->
 
 def device(number: int) -> bytes:
     """The whole head of an ESP8266 with a MAC of its own."""
-    return DEVICE.format(number >> 8, number & 0xFF).encode()
+    return DEVICE.format(number >> 8, number & 0xFF).encode() + b"\r\n"
 
 
 SHIM = """\
