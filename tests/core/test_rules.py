@@ -202,8 +202,8 @@ def test_device_is_its_mac_address_or_nobody(prefix: str, mac: str, device: str 
         pytest.param("sketch", "sketch", id="sketch"),
         pytest.param("version", "sketch", id="version: getAvailableVersion() of a sketch"),
         pytest.param("spiffs", "filesystem", id="spiffs"),
-        pytest.param("littlefs", "filesystem", id="littlefs"),
-        pytest.param("fatfs", "filesystem", id="fatfs"),
+        pytest.param("littlefs", "littlefs", id="littlefs"),
+        pytest.param("fatfs", "fatfs", id="fatfs"),
         pytest.param("flashfs", "filesystem", id="flashfs"),
         pytest.param(None, "sketch", id="not said"),
     ],
@@ -517,7 +517,7 @@ def test_recognised_is_that_of_the_release_whose_digest_the_device_reports() -> 
         release("2.0.0", "esp32c3", running=[MD5, SHA256]),
     )
     some = report("2.0.0", chip=ESP32_FAMILY, sketch_sha256=SHA256)
-    exact = recognised(some, releases)
+    exact = recognised(some, releases, releases)
     assert exact.chip == "esp32c3"
     assert said(choose(exact, releases, STATELESS)) == "not-newer"
     assert said(choose(exact, releases[:1], SAFETY)) == "wrong-chip"
@@ -534,7 +534,8 @@ def test_recognised_is_that_of_the_release_whose_digest_the_device_reports() -> 
     ],
 )
 def test_recognised_leaves_other_reports_alone(device: Report) -> None:
-    assert recognised(device, [release("2.0.0", "esp32c3", running=[SHA256])]) == device
+    releases = [release("2.0.0", "esp32c3", running=[SHA256])]
+    assert recognised(device, releases, releases) == device
 
 
 # -- 4. Properties ---------------------------------------------------------------------------------

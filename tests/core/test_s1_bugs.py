@@ -222,9 +222,9 @@ def test_file_is_inspected_once_however_many_devices_ask(
     inspected: list[int] = []
     inspect = ota_server.inspect
 
-    def counting(file: FileIO) -> Facts:
+    def counting(file: FileIO, kind: str) -> Facts:
         inspected.append(os.fstat(file.fileno()).st_ino)
-        return inspect(file)
+        return inspect(file, kind)
 
     monkeypatch.setattr(ota_server, "inspect", counting)
     site = site_of(folder)
