@@ -342,8 +342,8 @@ def _filesystem(kind: str, head: bytes, size: int) -> None:
         sound, wanted = head[8:16] == b"littlefs", number(24) * number(28)
     elif kind == "spiffs":  # its magic counts the blocks: it fits none that is cut off
         sound = any(
-            number(max(page, 2 * block // page) - 4, 2) == (0x0529 ^ page ^ size // block) & 0xFFFF
-            for page in (128, 256, 512, 1024)
+            number(max(unit, 2 * block // unit) - 4, 2) == (0x0529 ^ unit ^ size // block) & 0xFFFF
+            for unit in (128, 256, 512, 1024)
             for block in (4096, 8192, 16384, 32768, 65536)
         )
     else:
@@ -1305,13 +1305,14 @@ class Config:
     """All settings; read_config() makes it."""
 
     dir: str
-    host: str = ""  # "": every address, IPv4 and IPv6
+    host: str = ""  # "": every address, IPv4 and IPv6; or unix:<path of a socket>
     port: int = 8000
     log: str = "INFO"
     cert: str = ""  # "": plain HTTP
     key: str = ""  # "": in the same file as the certificate
     max_connections: int = 1000
     max_downloads: int = 0  # images on their way at once; 0: as many as connections
+    rate: int = 0  # KB/s of one download at most; 0: as fast as it goes
     token: str = field(default="", repr=False)  # "": none is needed
     token_file: str = ""
     sign_key: bytes = field(default=b"", repr=False)  # of signed URLs; b"": there are none
@@ -1322,6 +1323,9 @@ class Config:
     accel: str = ""  # "nginx:/prefix/" or "apache": the proxy sends the images
     www_dir: str = ""  # S0: with favicon.ico; files of any content can be had by name
     notify_socket: str = ""  # where systemd listens; "": nowhere
+    inherited: str = ""  # how many sockets systemd passes; "": none
+    watchdog: float = 0  # seconds within which systemd wants to hear from the loop; 0: never
+    journal: bool = False  # what goes to stderr goes to the journal
 
 
 class Event(NamedTuple):
@@ -1919,6 +1923,8 @@ def build_site(config: Config, catalog: Catalog) -> Site:
 # -- 11. Loop: the only section with sockets -------------------------------------------------------
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+UNIX = getattr(socket, "AF_UNIX", None)  # Windows has none
+SO_MAX_PACING_RATE = 47  # Linux; bytes/s, where -1 is no limit
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # more follows at once
 NEVER = float("inf")  # monotonic seconds
 Wait = tuple[int, float]  # READ, WRITE or 0 for neither; until when, monotonic seconds
@@ -1934,6 +1940,7 @@ class Limits:
     idle: float = 15  # between two requests
     progress: float = 60  # for the next byte of a reply to leave
     grace: float = 30  # for running downloads, once the server is to stop
+    fresh: float = 5  # for the first request of a client, once the server is to stop
     linger: float = 2  # for a refused client to read why
     tick: float = 1  # between two looks at the clock
 
@@ -1945,8 +1952,8 @@ class Connection:
     """
 
     __slots__ = (
-        "deadline", "events", "fileno", "idle", "incoming", "outgoing", "peer", "sent", "server",
-        "socket", "steps", "tls",
+        "deadline", "events", "fileno", "idle_from", "incoming", "outgoing", "peer", "sent",
+        "server", "socket", "steps", "tls",
     )  # fmt: skip
 
     def __init__(self, server: Server, client: socket.socket, peer: str) -> None:
@@ -1954,10 +1961,11 @@ class Connection:
         self.socket = client
         client.setblocking(False)
         self.fileno = client.fileno()
-        self.peer = peer  # IP address
+        self.peer = peer  # IP address, or "unix"
         self.events = 0  # what the selector watches for it
         self.deadline = NEVER
-        self.idle = True  # no request of it is being answered: nobody misses it
+        # Monotonic seconds: from then on nobody misses it, as no request of it is being answered.
+        self.idle_from = time.monotonic() + server.limits.fresh
         self.tls: ssl.SSLObject | None = None  # between `incoming` and `outgoing`
         self.steps = self._talk() if server.tls is None else self._talk_tls(server.tls)
 
@@ -1986,8 +1994,7 @@ class Connection:
     def _talk_tls(self, context: ssl.SSLContext) -> Generator[Wait | Request, Reply | None, None]:
         """A conversation under TLS; the handshake's last words go out with the first reply."""
         deadline = time.monotonic() + self.server.limits.handshake
-        # A reply may follow the tickets of TLS 1.3 at once; Nagle would hold it for 40 ms.
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._set_no_delay()  # a reply may follow the tickets of TLS 1.3 at once
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         while self.tls is None:
@@ -2028,7 +2035,6 @@ class Connection:
         limits = self.server.limits
         rest = b""
         for served in count():
-            self.idle = True
             try:
                 head, rest = yield from self._next_head(rest, fresh=not served)
                 if not head:
@@ -2042,7 +2048,7 @@ class Connection:
                 yield from self._send(self._sealed(render(refusal(refused), time.time())))
                 yield from self._linger(limits.linger)
                 return
-            self.idle = False
+            self.idle_from = NEVER
             reply = (yield request) if blocking else answer(self.server.site, request)
             assert reply is not None
             keep_alive = request.keep_alive and not self.server.draining
@@ -2059,10 +2065,23 @@ class Connection:
                 return
             if is_image:  # it was lowered for the end
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+                self._set_rate(-1)
             if served == 0:  # the next reply shall not wait until this one is acknowledged
-                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._set_no_delay()
             if (rest or self.tls is not None) and served % REQUESTS == REQUESTS - 1:
                 yield WRITE, time.monotonic() + limits.progress
+            self.idle_from = -NEVER
+
+    def _set_no_delay(self) -> None:
+        """Sends small replies at once; Nagle would hold them for 40 ms."""
+        if self.server.address_family != UNIX:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _set_rate(self, rate: int) -> None:
+        """Bytes/s from now on, if downloads have a limit at all."""
+        if self.server.site.config.rate:
+            rate = min(rate, 2**31 - 1)
+            self.socket.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, rate)
 
     def _until(self, deadline: float, event: int, call: Callable[..., Any], *args: Any) -> Steps:
         """What `call` gives back, once the socket is ready for `event`."""
@@ -2128,7 +2147,7 @@ class Connection:
 
     def _linger(self, seconds: float) -> Generator[Wait, None, None]:
         """Waits until the client has read: a close with bytes unread would reset the connection."""
-        self.idle = True
+        self.idle_from = -NEVER
         deadline = time.monotonic() + seconds
         yield from self._send(self._end_tls())
         self.socket.shutdown(socket.SHUT_WR)
@@ -2168,7 +2187,8 @@ class Connection:
         try:
             size = SEND_BUFFER if self.tls is None else TLS_SEND_BUFFER
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
-            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Nagle: 40 ms stalls
+            self._set_no_delay()
+            self._set_rate(self.server.site.config.rate * 1024)
             piece = self._piece(image, part.start, min(len(part), max(1, record - len(head))))
             more = MSG_MORE * (len(piece) < len(part))
             yield from self._send(self._sealed(head + piece, record), more)
@@ -2298,31 +2318,69 @@ class Server(ThreadingHTTPServer):
         self._ended = threading.Event()
         self._waker, self._woken = socket.socketpair()
         self._selector.register(self._woken, READ)
+        self._file = ""  # of the socket, to be removed
         host = site.config.host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")  # noqa: S104
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.address_family = socket.AF_UNIX if host.startswith("unix:") else family
         super().__init__((host, site.config.port), Handler)
 
     def server_bind(self) -> None:
         """Binds; without the standard one's name look-up, which hangs where DNS is dead."""
-        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)  # Windows, others
-        self.socket.setsockopt(socket.SOL_SOCKET, exclusive, 1)
-        if self.address_family == socket.AF_INET6 and not self.site.config.host:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        self.socket.bind(self.server_address)
+        if self.site.config.inherited:
+            self._inherit()
+        elif self.address_family == UNIX:
+            self._bind_file(self.site.config.host.removeprefix("unix:"))
+        else:
+            # Windows, others
+            exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+            self.socket.setsockopt(socket.SOL_SOCKET, exclusive, 1)
+            if self.address_family == socket.AF_INET6 and not self.site.config.host:
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
-        self.server_port = self.server_address[1]
+        self.server_port = 0 if self.address_family == UNIX else self.server_address[1]
+
+    def _inherit(self) -> None:
+        """Takes the socket that systemd keeps over a restart: sd_listen_fds(3). OSError: none."""
+        self.socket.close()
+        self.socket = socket.socket(fileno=3)
+        self.address_family = self.socket.family
+        fits = self.address_family in {socket.AF_INET, socket.AF_INET6, UNIX}
+        listens = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if not (fits and listens and self.site.config.inherited == "1"):
+            raise OSError(errno.EINVAL, "needs to be one, of TCP or unix, and to listen")
+
+    def _bind_file(self, path: str) -> None:
+        """Binds to a file, for everybody whom its folder lets in, in place of a dead server's."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)  # a living one's queue may be full
+            is_dead = probe.connect_ex(path) == errno.ECONNREFUSED
+            if is_dead and stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
+        self.socket.bind(path)
+        self._file = path
+        os.chmod(path, 0o666)  # noqa: S103
 
     def server_activate(self) -> None:
         """Listens, with room for a building that has its power back."""
-        if hasattr(socket, "TCP_DEFER_ACCEPT"):  # Linux wakes us only when a head has come
+        if hasattr(socket, "TCP_DEFER_ACCEPT") and self.address_family != UNIX:
+            # Linux wakes us only when a head has come.
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
         self.socket.listen(BACKLOG)
         self.socket.setblocking(False)
 
     def server_close(self) -> None:
         """Gives back every descriptor."""
-        for each in (self._selector, self.socket, self._waker, self._woken):
+        self._stop_listening()
+        for each in (self._selector, self._waker, self._woken):
             each.close()
+
+    def _stop_listening(self) -> None:
+        """Who comes now hears at once that nobody listens, or waits in systemd's queue."""
+        with suppress(OSError):  # as long as it listens it is surely ours, then another's perhaps
+            os.unlink(self._file)
+        self._file = ""
+        self.socket.close()
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Runs the loop until shutdown(), or until drain() and the end of the last download."""
@@ -2379,7 +2437,8 @@ class Server(ThreadingHTTPServer):
                 return None
             except OSError as err:  # such as EMFILE; without a pause the loop would spin
                 return self._pause(f"connections cannot be accepted: {err.strerror}")
-            self._advance(Connection(self, client, str(address[0]).removeprefix("::ffff:")))
+            peer = LOCAL if self.address_family == UNIX else address[0].removeprefix("::ffff:")
+            self._advance(Connection(self, client, peer))
         return None
 
     def _pause(self, reason: str) -> None:
@@ -2452,7 +2511,10 @@ class Server(ThreadingHTTPServer):
             return
         self._tick_at = now + self.limits.tick
         for connection in tuple(self._connections):
-            if connection.deadline < now or (self.draining and connection.idle):
+            is_over = self.draining and connection.idle_from <= now
+            if is_over:  # unless its next request has just come
+                self._advance(connection)
+            if connection.deadline < now or (is_over and connection.idle_from <= now):
                 self._close(connection)
         self._listen(self._listen_at)
 
@@ -2465,7 +2527,7 @@ class Server(ThreadingHTTPServer):
         elif self._listening and not listen:
             self._selector.unregister(self.socket)
         if self.draining:
-            self.socket.close()  # who comes now shall hear at once that nobody listens
+            self._stop_listening()
         self._listening, self._listen_at = listen, since
 
 
@@ -2475,23 +2537,29 @@ class Server(ThreadingHTTPServer):
 class LogLines(logging.Handler):
     """Lines for a stream, written together: a system call for each would cost a third of a check.
 
-    flush() writes them; a warning does not wait for it.
+    flush() writes them; a warning does not wait for it. In the journal, which has its own clock,
+    each begins with its priority: sd-daemon(3).
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, journal: bool = False) -> None:
         super().__init__()
         self._stream = stream
+        self._journal = journal
         self._lines: list[str] = []
         self._writing = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keeps a line: time, level, sentence; behind them a trace, if there is one."""
-        when = f"{local_time(int(record.created))},{int(record.msecs):03}"
+        start = f"{local_time(int(record.created))},{int(record.msecs):03} "
+        if self._journal:
+            start = f"<{'776432'[record.levelno // 10]}>"
         try:
             text = self.format(record) if record.exc_info else record.getMessage()
         except (TypeError, ValueError):  # its arguments do not fit
             return self.handleError(record)
-        self._lines.append(f"{when} {record.levelname} {text}\n")
+        if self._journal:
+            text = text.replace("\n", f"\n{start}")
+        self._lines.append(f"{start}{record.levelname} {text}\n")
         return self.flush() if record.levelno > logging.INFO else None
 
     def flush(self) -> None:
@@ -2577,7 +2645,7 @@ def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) 
 
     level = _word("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     option("dir", "DIR", "~/firmware", "folder with the firmware (default: ~/firmware)")
-    option("host", "HOST", "", "address to listen on (default: all, IPv4 and IPv6)")
+    option("host", "HOST", "", "address, or unix:/path, to listen on (default: all, IPv4 and IPv6)")
     option("port", "PORT", "8000", "port to listen on (default: 8000)", type=_number)
     option("log", "LEVEL", "info", "debug, info, warning or error (default: info)", type=level)
     option("cert", "PEM", "", "certificate chain: serve HTTPS (default: plain HTTP)")
@@ -2585,6 +2653,7 @@ def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) 
     text = f"open at once, more wait (default: {connections}, by the limit of open files)"
     option("max-connections", "N", str(connections), text, type=_number)
     option("max-downloads", "N", "0", "images on their way at once (default: all)", type=_number)
+    option("rate", "KB", "0", "KB/s of one download at most (default: no limit)", type=_number)
     option("token", "TOKEN", "", "needed by who asks: Bearer, Basic's password, or ?token=")
     option("token-file", "FILE", "", 'holds it, or {"project": "token"}; read when it changes')
     option("sign-key-file", "FILE", "", "key of signed URLs, which need no token", type=_key)
@@ -2652,7 +2721,22 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
         parser.error(f"--port: {options['port']} is no port, 65535 is the last one")
     if options["max_connections"] < 1 or (options["key"] and not options["cert"]):
         parser.error("--max-connections is 1 at least, and --key goes with --cert")
-    return Config(**options, notify_socket=environ.get("NOTIFY_SOCKET", ""))
+    if options["rate"] and (sys.platform != "linux" or options["host"].startswith("unix:")):
+        parser.error("--rate needs Linux and TCP")
+    return Config(**options, **_from_systemd(environ))
+
+
+def _from_systemd(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What systemd says: sd_listen_fds(3), sd_watchdog_enabled(3), systemd.exec(5)."""
+    pid = str(os.getpid())
+    usec = environ.get("WATCHDOG_USEC") if environ.get("WATCHDOG_PID", pid) == pid else None
+    journal = environ.get("JOURNAL_STREAM")
+    return {
+        "notify_socket": environ.get("NOTIFY_SOCKET", ""),
+        "inherited": environ.get("LISTEN_FDS", "") if environ.get("LISTEN_PID") == pid else "",
+        "watchdog": int(usec or 0) / 1e6,
+        "journal": journal is not None and journal == f"{os.fstat(2).st_dev}:{os.fstat(2).st_ino}",
+    }
 
 
 def sign(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -2712,19 +2796,33 @@ def notify(address: str, state: str) -> None:
             notifier.sendto(state.encode(), address.replace("@", "\0", 1))
 
 
-def _url(config: Config, port: int) -> str:
+@functools.lru_cache(maxsize=1)
+def still_alive(address: str, _period: float) -> None:
+    """Tells systemd so, once in a period."""
+    notify(address, "WATCHDOG=1")
+
+
+def _url(config: Config, address: Any) -> str:
     """What to type on another machine; asks the routing table, sends nothing."""
-    host = config.host
+    if not isinstance(address, tuple):
+        return "unix:" + printable(os.fsdecode(address))
+    host = address[0] if config.inherited else config.host
     if host in {"", "::", "0.0.0.0"}:  # noqa: S104
         host = "127.0.0.1"
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
             probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737
             host = probe.getsockname()[0]
-    return f"http{'s' * bool(config.cert)}://{f'[{host}]' if ':' in host else host}:{port}/"
+    return f"http{'s' * bool(config.cert)}://{f'[{host}]' if ':' in host else host}:{address[1]}/"
 
 
-def _start(config: Config, before_waiting: Callable[[], None]) -> tuple[Server, DirectoryCatalog]:
+def _start(config: Config, flush: Callable[[], None]) -> tuple[Server, DirectoryCatalog]:
     """A server that listens. SystemExit(2): it cannot, and stderr has said why."""
+
+    def before_waiting() -> None:
+        flush()
+        if config.watchdog:  # more often than asked for, as the loop may wait as long
+            still_alive(config.notify_socket, time.monotonic() // (config.watchdog / 4))
+
     tried = f"--cert {config.cert} --key {config.key or config.cert}"
     try:
         tls = tls_context(config.cert, config.key) if config.cert else None
@@ -2734,12 +2832,14 @@ def _start(config: Config, before_waiting: Callable[[], None]) -> tuple[Server, 
         tried = f"--token-file {config.token_file}"
         site = build_site(config, catalog)
         tried = f"--host {config.host or '(all)'} --port {config.port}"
+        if config.inherited:
+            tried = "the socket from systemd"
         return Server(site, tls=tls, before_waiting=before_waiting), catalog
     except ssl.SSLError as err:
         why = err.reason or "no private key"
         _fail(f"--cert {config.cert}: no certificate and key that fit, in PEM form: {why}")
     except OSError as err:
-        _fail(f"{tried}: {err.strerror}")
+        _fail(f"{tried}: {err.strerror or err}")
     except ValueError as err:
         _fail(f"{tried}: {err}")
 
@@ -2773,20 +2873,20 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), handler)
     config = read_config(argv, environ, open_files())
-    lines = LogLines(sys.stderr)
+    lines = LogLines(sys.stderr, journal=config.journal)
     logging.basicConfig(level=config.log, handlers=[lines])
     logging.logProcesses = logging.logThreads = logging.logMultiprocessing = False  # not shown
     logging._srcfile = None  # where a line comes from is not shown
     server, catalog = _start(config, lines.flush)
     newest = [f"{printable(name)} {version}" for name, version in catalog.newest().items()]
     found = ", ".join(newest[:8]) + (f" and {len(newest) - 8} more" if len(newest) > 8 else "")
-    url = _url(config, server.server_port)
+    url = _url(config, server.server_address)
     sys.stdout.write(f"{url} serves {printable(config.dir)}: {found or 'no firmware yet'}\n")
     sys.stdout.flush()
     catalog.start()
     notify(config.notify_socket, "READY=1")
     try:
-        server.serve_forever()
+        server.serve_forever(config.watchdog / 4 or 1)
     finally:
         for close in (catalog.close, *server.site.closers, server.server_close):
             close()

@@ -192,7 +192,7 @@ def test_the_readme_has_a_row_for_every_option_and_no_other() -> None:
     assert sorted(named) == sorted(long_options())
 
 
-SYSTEMD = {"notify_socket"}  # settings that systemd makes
+SYSTEMD = {"notify_socket", "inherited", "watchdog", "journal"}  # settings that systemd makes
 
 
 def test_every_option_is_a_setting() -> None:

@@ -98,7 +98,8 @@ def test_help_names_every_option_and_a_line_to_try(options: Sequence[str], tmp_p
     result = run(tmp_path, *options)
     assert (result.returncode, result.stderr) == (0, "")
     names = {each.name.replace("_", "-") for each in dataclasses.fields(Config)}
-    for name in (names - {"notify-socket"}) | {"help", "version"}:
+    from_systemd = {"notify-socket", "inherited", "watchdog", "journal"}
+    for name in (names - from_systemd) | {"help", "version"}:
         assert re.search(rf"^ +(-h, )?--{name}\b", result.stdout, re.MULTILINE), name
     assert "curl -i -H 'x-ESP8266-version: 1.0.0' http://" in result.stdout
     assert "openssl req -x509" in result.stdout
@@ -150,6 +151,7 @@ def test_environment_stands_for_every_option(folder: Path, certificate: Path) ->
         "OTA_CERT": str(certificate),
         "OTA_KEY": str(certificate),
         "OTA_MAX_CONNECTIONS": "9",
+        "OTA_RATE": "100",
     }
     with started(folder.parent, env=env, ca=certificate) as script:
         assert script.line.startswith("https://127.0.0.1:")
@@ -180,6 +182,14 @@ WRONG = [
     pytest.param(("--port",), "--port", id="port-missing"),
     pytest.param(("--max-connections", "many"), "'many'", id="connections"),
     pytest.param(("--max-connections", "0"), "--max-connections", id="no-connections"),
+    pytest.param(("--rate", "fast"), "'fast'", id="rate"),
+    pytest.param(
+        ("--rate", "9", "--host", "unix:ota"), "--rate needs linux and tcp", id="rate-unix"
+    ),
+    pytest.param(("--host", "unix:/nowhere/at/all"), "unix:/nowhere/at/all", id="unix-nowhere"),
+    pytest.param(("--host", "unix:"), "unix:", id="unix-without-path"),
+    pytest.param(("--host", "unix:alone"), "in use", id="unix-no-socket"),
+    pytest.param(("--host", f"unix:/{'long' * 40}"), "too long", id="unix-too-long"),
     pytest.param(("--colour",), "--colour", id="unknown-option"),
     pytest.param(("firmware",), "firmware", id="stray-word"),
     pytest.param(("--dir", "/nowhere/at/all"), "/nowhere/at/all", id="no-directory"),

@@ -246,7 +246,8 @@ def started(
             assert process.stdout is not None
             script = Script(process, log_path, process.stdout.readline(), ca)
             assert script.line, script.log
-            script.port = int(script.line.partition("/ serves ")[0].rpartition(":")[2])
+            port = script.line.partition("/ serves ")[0].rpartition(":")[2]
+            script.port = int(port) if port.isdecimal() else 0  # a unix socket has none
             yield script
         finally:
             process.kill()
