@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
+import json
 import socket
 import struct
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +27,14 @@ from tests.data.make_images import (
     esp32_image,
     esp8266_image,
     esp8266_signed,
+    fatfs_image,
+    fatfs_wl_image,
     gzip_image,
+    littlefs_image,
+    mongoose_zip,
+    spiffs_image,
+    tasmota32_image,
+    tasmota_image,
     write_examples,
 )
 from tests.devices import (
@@ -469,6 +480,82 @@ def test_images_start_on_their_devices(crc: bool) -> None:
     """With the words of today's core and without; larger ones too."""
     check_esp8266(esp8266_image("blinds", "1.0.0", crc=crc, payload=bytes(100001), seed=7))
     check_esp32(esp32_image("sensor", "1.0.0", chip_id=13, hash_appended=crc), "esp32c6")
+
+
+def test_littlefs_begins_with_the_bytes_that_the_real_library_writes() -> None:
+    """As littlefs 2 leaves them after formatting and a first commit; 0x7d blocks of 8192 bytes."""
+    real = (
+        "02000000 f00ffff7 6c697474 6c656673 2fe00010 01000200 00200000 7d000000 ff000000 ffffff7f"
+    )
+    image = littlefs_image(0x7D, block_size=8192, version=0x00020001)
+    assert image[:40] == bytes.fromhex(real)
+    assert image[8192 + 8 : 8192 + 40] == image[8:40]
+    assert len(image) == 0x7D * 8192
+
+
+def test_littlefs_ends_its_commit_with_the_crc_of_the_specification() -> None:
+    """It is over all before it and starts at all ones; the same sum fits a real superblock."""
+    real = "00000000 f00ffff7 6c697474 6c656673 2fe00010 01000200 00100000 10000000"
+    real += "ff000000 ffffff7f fe030000 701fffe6 8730d838"  # littlefs 2.1, 16 blocks of 4096 bytes
+    for block in (bytes.fromhex(real), littlefs_image(16)[:52], littlefs_image(16)[4096:4148]):
+        assert zlib.crc32(block[:48]) ^ 0xFFFFFFFF == int.from_bytes(block[48:], "little")
+
+
+@pytest.mark.parametrize("size", [4096, 8192])
+def test_spiffs_counts_its_blocks_in_every_one_of_them(size: int) -> None:
+    """0x20140529 ^ 256 ^ blocks left, 16 bits: spiffs_nucleus.h SPIFFS_MAGIC()."""
+    image = spiffs_image(5, block_size=size)
+    words = [
+        int.from_bytes(image[at + 252 : at + 254], "little") for at in range(0, 5 * size, size)
+    ]
+    assert words == [0x0429 ^ left for left in (5, 4, 3, 2, 1)]
+    assert len(image) == 5 * size
+
+
+def test_a_fat_says_where_it_begins_and_how_long_it_is() -> None:
+    """On a card at 0; on flash behind the dummy sector of the layer for wear levelling."""
+    for image, start, sectors in ((fatfs_image(128), 0, 128), (fatfs_wl_image(128), 4096, 124)):
+        boot = image[start : start + 512]
+        assert boot[510:] == b"\x55\xaa"
+        assert struct.unpack_from("<H", boot, 11) == (4096,)
+        assert struct.unpack_from("<H", boot, 19) == (sectors,)
+        assert len(image) == 128 * 4096
+    large = fatfs_image(70000, sector_size=512)
+    assert struct.unpack_from("<H11xI", large, 19) == (0, 70000)
+
+
+def test_two_file_systems_differ_where_they_may() -> None:
+    """Another seed is another content; the size and the head stay."""
+    for make in (littlefs_image, spiffs_image, fatfs_image, fatfs_wl_image):
+        assert make(8, seed=1) != make(8, seed=2)
+        assert len(make(8, seed=1)) == len(make(8))
+
+
+def test_a_mongoose_zip_begins_with_its_manifest() -> None:
+    """Not compressed, the folder first: a device reads it while it comes in."""
+    for platform, part in (("esp32", "app"), ("esp32c3", "app"), ("esp8266", "fw")):
+        with zipfile.ZipFile(io.BytesIO(mongoose_zip("lamp", "1.2.3", platform=platform))) as file:
+            assert file.testzip() is None
+            assert file.namelist()[0] == "lamp-1.2.3/manifest.json"
+            assert {entry.compress_type for entry in file.infolist()} == {zipfile.ZIP_STORED}
+            manifest = json.loads(file.read("lamp-1.2.3/manifest.json"))
+            app = file.read(f"lamp-1.2.3/{manifest['parts'][part]['src']}")
+        assert [manifest[key] for key in ("name", "platform", "version")] == [
+            "lamp",
+            platform,
+            "1.2.3",
+        ]
+        assert (
+            hashlib.sha1(app, usedforsecurity=False).hexdigest()
+            == manifest["parts"][part]["cs_sha1"]
+        )
+
+
+def test_a_tasmota_says_its_variant_behind_its_version() -> None:
+    assert b" 14.1.0(minimal)\0" in tasmota_image("14.1.0", "minimal")
+    assert b" 14.1.0(safeboot)\0" in tasmota32_image("14.1.0", "safeboot")
+    check_esp8266(tasmota_image("14.1.0"))
+    check_esp32(tasmota32_image("14.1.0"), "esp32")
 
 
 def test_examples_are_the_same_on_every_run(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@
 
 writes the example images. Code and data in them are filler, so no chip could do anything with
 them; headers, segments, checksums and digests are right, so every tool and every device that
-inspects them agrees with them. Nothing of the server is imported here: what an image looks like
-comes from the devices' own sources, which makes this file a second opinion on image inspection.
+inspects them agrees with them. The file systems are empty ones, as right after formatting, and the
+zip files of Mongoose OS hold such images. Nothing of the server is imported here: what an image
+looks like comes from the devices' own sources, which makes this file a second opinion on image
+inspection.
 
 Every image carries a marker, `OTA-EXAMPLE <project> <version>` and a NUL: an emulated device reads
 there what a real sketch has compiled in and sends as its version.
@@ -16,9 +18,13 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import io
+import json
 import operator
 import struct
 import sys
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +43,12 @@ ESP8266_IRAM = 0x40100000
 ESP8266_DRAM = 0x3FFE8000
 ESP32_DROM = 0x3F400020  # file offset 0x20: the flash cache maps 64 KiB pages
 ESP32_IRAM = 0x40080000
+
+LITTLEFS_MAGIC = b"littlefs"  # SPEC.md "superblock": at offset 8 of blocks 0 and 1
+LITTLEFS_SUPERBLOCK = 0x0FF00008  # tag: type 0x0ff, id 0, 8 bytes
+LITTLEFS_INLINE = 0x20100018  # tag: type 0x201, id 0, 24 bytes
+LITTLEFS_CRC = 0x500FFC00  # tag: type 0x500, no id; its size is added
+SPIFFS_MAGIC = 0x20140529  # spiffs_nucleus.h SPIFFS_MAGIC()
 
 Segment = tuple[int, bytes]  # load address, contents
 
@@ -130,6 +142,174 @@ def esp8266_signed(image: bytes, signature: bytes = SIGNATURE) -> bytes:
     return image + signature + struct.pack("<I", len(signature))
 
 
+def littlefs_image(
+    blocks: int = 16, *, block_size: int = 4096, version: int = 0x00020000, seed: int = 0
+) -> bytes:
+    """An empty file system of littlefs 2, as after formatting. Source: littlefs SPEC.md.
+
+    Blocks 0 and 1 are the root's metadata pair: revision, superblock entry, CRC. All numbers are
+    little-endian but the tags, each of which is XORed with the one before it.
+
+    Args:
+        blocks: how many; the superblock tells it, so that a shorter file is known to be cut off.
+        block_size: 4096 on an ESP32, 8192 on an ESP8266 with more than 512 KB for files.
+        version: major and minor in 16 bits each; 0x00020001 from the newest tools.
+        seed: what the unused blocks hold, so that two file systems differ; 0 is erased flash.
+    """
+    sizes = (255, 0x7FFFFFFF, 1022)  # longest name, file and attribute: lfs.h LFS_NAME_MAX...
+    superblock = struct.pack("<6I", version, block_size, blocks, *sizes)
+    pair = [
+        _littlefs_commit(revision, superblock).ljust(block_size, b"\xff") for revision in (2, 1)
+    ]
+    return b"".join(pair) + _unused((blocks - 2) * block_size, seed)
+
+
+def spiffs_image(
+    blocks: int = 16, *, block_size: int = 4096, page_size: int = 256, seed: int = 0
+) -> bytes:
+    """An empty SPIFFS. Sources: spiffs_nucleus.h SPIFFS_MAGIC(), spiffsgen.py SpiffsObjLuPage.
+
+    Every block begins with pages that look its objects up. The last entry but one of the last such
+    page is a magic number made of the page size and of how many blocks follow, this one included:
+    the first block of a file thus tells its whole length.
+
+    Args:
+        blocks: how many.
+        block_size: 4096 on an ESP32, 8192 on an ESP8266 with 1 MB for files or more.
+        page_size: 256 on both.
+        seed: what the data pages hold, so that two file systems differ; 0 is erased flash.
+    """
+    lookup = max(1, block_size // page_size * 2 // page_size) * page_size
+    data = _unused(block_size - lookup, seed)
+    image = b""
+    for index in range(blocks):
+        magic = (SPIFFS_MAGIC ^ page_size ^ (blocks - index)) & 0xFFFF
+        image += b"\xff" * (lookup - 4) + struct.pack("<HH", magic, 0xFFFF) + data
+    return image
+
+
+def fatfs_image(sectors: int = 128, *, sector_size: int = 4096, seed: int = 0) -> bytes:
+    """An empty FAT12 or FAT16. Sources: FatFs ff.c f_mkfs(), esp-idf fatfs_utils/boot_sector.py.
+
+    The boot sector, one file allocation table of one sector, a root directory of one sector, then
+    the data. Without the layer for wear levelling: see fatfs_wl_image().
+
+    Args:
+        sectors: how many; 65536 and more go into the u32 at 32.
+        sector_size: 4096 on flash, 512 on a card.
+        seed: what the data sectors hold, so that two file systems differ; 0 is erased flash.
+    """
+    boot = struct.pack(
+        "<3s8sHBHBHHBHHHIIBBBI11s8s",
+        b"\xeb\xfe\x90",  # a jump nobody takes
+        b"MSDOS5.0",
+        sector_size,
+        1,  # sectors in a cluster
+        1,  # reserved sectors: this one
+        1,  # file allocation tables
+        sector_size // 32,  # entries of the root directory: one sector
+        sectors if sectors < 0x10000 else 0,
+        0xF8,  # no removable medium
+        1,  # sectors of a table
+        63,
+        255,
+        0,
+        sectors if sectors >= 0x10000 else 0,
+        0x80,
+        0,
+        0x29,  # serial number, label and type follow
+        0x12345678,
+        b"Espressif  ",
+        b"FAT     ",
+    )
+    head = boot.ljust(510, b"\0") + b"\x55\xaa"
+    table = b"\xf8\xff\xff".ljust(sector_size, b"\0")
+    image = head.ljust(sector_size, b"\0") + table + bytes(sector_size)
+    return image + _unused((sectors - 3) * sector_size, seed)
+
+
+def fatfs_wl_image(sectors: int = 128, *, seed: int = 0) -> bytes:
+    """A FAT in the layer for wear levelling, as FFat of an ESP32 mounts it. Source: wl_fatfsgen.py.
+
+    One dummy sector comes first, so the boot sector is at 4096; behind the FAT there are two copies
+    of the layer's state, a record of 16 bytes for each sector, and one sector of settings. Sectors
+    of the file system itself are what is left of `sectors`.
+    """
+    size, states = 4096, -(-(64 + 16 * sectors) // 4096)
+    left = sectors - 2 - 2 * states
+    state = struct.pack("<8I28x", 0, left + 1, 0, 0, 16, size, 2, 0x12345678)
+    settings = struct.pack("<8I", 0, sectors * size, size, size, 16, 16, 2, 32)
+    after = [_with_crc(state).ljust(states * size, b"\xff")] * 2
+    after.append((_with_crc(settings) + bytes(12)).ljust(size, b"\xff"))
+    return b"\xff" * size + fatfs_image(left, seed=seed) + b"".join(after)
+
+
+def mongoose_zip(
+    project: str,
+    version: str,
+    *,
+    platform: str = "esp32",
+    app: bytes | None = None,
+    build_id: str = "20260101-120000",
+    compression: int = zipfile.ZIP_STORED,
+) -> bytes:
+    """A firmware of Mongoose OS. Source: ota-common mgos_updater_common.c, esp32xx updaters.
+
+    A folder <project>-<version>/ with manifest.json first, then the parts. A device unpacks it
+    while it comes in, so it must not be compressed; it takes the platform, all of the manifest's
+    five fields, and a SHA-1 for each of the two parts it writes.
+
+    Args:
+        project: the manifest's name.
+        version: the manifest's version.
+        platform: "esp32", "esp32c3" or "esp8266".
+        app: the application; None: an image for the platform's chip.
+        build_id: the manifest's build_id.
+        compression: another one makes a file that no device takes.
+    """
+    chips = {"esp32": 0, "esp32c3": 5}
+    if app is None:
+        app = (
+            esp32_image(project, version, chip_id=chips[platform])
+            if platform in chips
+            else esp8266_image(project, version)
+        )
+    parts = {f"{project}.bin": app, "fs.bin": spiffs_image(4)}
+    digests = [hashlib.sha1(part, usedforsecurity=False).hexdigest() for part in parts.values()]
+    first = {"type": "app", "src": f"{project}.bin", "size": len(app), "cs_sha1": digests[0]}
+    second = {"type": "fs", "src": "fs.bin", "addr": 0x190000, "cs_sha1": digests[1]}
+    manifest = {
+        "name": project,
+        "platform": platform,
+        "version": version,
+        "build_id": build_id,
+        "build_timestamp": "2026-01-01T12:00:00Z",
+        "parts": {"fw" if platform == "esp8266" else "app": first, "fs": second},
+    }
+    members = {"manifest.json": json.dumps(manifest).encode()} | parts
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", compression) as file:
+        for name, contents in members.items():
+            entry = zipfile.ZipInfo(f"{project}-{version}/{name}", (2026, 1, 1, 12, 0, 0))
+            entry.compress_type = compression
+            file.writestr(entry, contents)
+    return archive.getvalue()
+
+
+def tasmota_image(version: str, variant: str = "tasmota", *, payload: bytes = b"") -> bytes:
+    """An ESP8266 image as Tasmota names it: "14.1.0(tasmota)". Source: support_tasmota.ino.
+
+    `variant` is what stands in the brackets: CODE_IMAGE_STR, "minimal" for the small image that
+    has nothing but the update in it. The marker says both, as the device reports both.
+    """
+    return esp8266_image("tasmota", f"{version}({variant})", payload=payload)
+
+
+def tasmota32_image(version: str, variant: str = "tasmota32", *, payload: bytes = b"") -> bytes:
+    """An ESP32 image as Tasmota names it; "safeboot" is the small one. See tasmota_image()."""
+    return esp32_image("tasmota32", f"{version}({variant})", payload=payload)
+
+
 def crc8266(data: bytes) -> int:
     """The checksum the core keeps at 0x1014: MSB first, starts at 0xFFFFFFFF, no final XOR."""
     crc = 0xFFFFFFFF
@@ -165,6 +345,31 @@ def main(arguments: Sequence[str]) -> int:
 def _filler(name: str, size: int) -> bytes:
     """Bytes that look like code: no long runs, so that compressing them gains little."""
     return hashlib.shake_128(name.encode()).digest(size)
+
+
+def _unused(size: int, seed: int) -> bytes:
+    """What the unused part of a file system holds: erased flash, or filler."""
+    return _filler(f"files {seed}", size) if seed else b"\xff" * size
+
+
+def _with_crc(data: bytes) -> bytes:
+    """The data and a CRC behind them: fatfs_utils/utils.py crc32(), which starts at all ones."""
+    return data + struct.pack("<I", zlib.crc32(data, 0xFFFFFFFF))
+
+
+def _littlefs_commit(revision: int, superblock: bytes) -> bytes:
+    """The one commit of a metadata block: SPEC.md, "metadata tags" and "LFS_TYPE_CRC".
+
+    The CRC is that of zlib without its last inversion. What the tag counts behind it is padding
+    up to the size that a flash page is programmed in.
+    """
+    commit, before = struct.pack("<I", revision), 0xFFFFFFFF
+    for tag, contents in ((LITTLEFS_SUPERBLOCK, LITTLEFS_MAGIC), (LITTLEFS_INLINE, superblock)):
+        commit += struct.pack(">I", tag ^ before) + contents
+        before = tag
+    padding = -(len(commit) + 8) % 256
+    commit += struct.pack(">I", (LITTLEFS_CRC + 4 + padding) ^ before)
+    return commit + struct.pack("<I", zlib.crc32(commit) ^ 0xFFFFFFFF)
 
 
 def _marker(project: str, version: str) -> bytes:
