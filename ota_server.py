@@ -1460,34 +1460,55 @@ def _cors(site: Site) -> tuple[tuple[str, str], ...]:
     return (("Access-Control-Allow-Origin", site.config.cors),) if site.config.cors else ()
 
 
-def update(site: Site, request: Request) -> Reply:
-    """/<anything>/<project>: the newest image for the device that asks (S1's contract)."""
-    project = request.path.rstrip("/").rpartition("/")[2]
-    report = read_report(project, request.headers, request.peer, request.query)
-    if report.version is None:
-        site.catalog.releases(project)  # a wrong URL is said before a missing version
-        raise Refused(400, "no x-ESP8266-version or x-ESP32-version: tell update() which one runs")
-    outcome = decide(site, report)
-    if request.headers.get("x-esp8266-mode") == "version":  # getAvailableVersion() knows only 200
-        best = outcome if isinstance(outcome, Release) else report
-        return Reply(200, (("x-version", str(best.version)), ("Content-Length", "0"), UNCACHED))
-    return _translate(site, request, report, outcome, NEWEST)
+# -- 10. Access: who may ask for what --------------------------------------------------------------
 
 
-def platform_update(site: Site, request: Request) -> Reply:
-    """/update?dev=<project>&ver=v1.2.3 (S3's contract): what a device does wrong is a 400."""
-    dev = parameter(request.query, "dev")
-    if not (dev or parameter(request.query, "ver")):
-        return update(site, request)
-    report = read_report(dev, request.headers, request.peer, request.query)
-    if not (dev and report.version and report.device):
-        raise Refused(400, "?dev=<project>&ver=v1.2.3 and the MAC in x-ESP...-STA-MAC are needed")
-    try:
-        outcome = decide(site, report)
-    except Refused as refused:
-        status = 400 if refused.status == HTTPStatus.NOT_FOUND else refused.status
-        raise Refused(status, refused.reason) from refused
-    return _translate(site, request, report, outcome, NEWEST)
+def signature(key: bytes, path: str, query: str) -> str:
+    """HMAC-SHA256 of a decoded path and a query as sent, lower-case hex."""
+    text = f"{path}?{query}".encode("utf-8", "surrogateescape")
+    return hmac.new(key, text, "sha256").hexdigest()
+
+
+def signed(key: bytes, url: str, expires: int) -> str:
+    """The URL with what lets in whoever has it until `expires`, UTC seconds."""
+    url, _, query = url.partition("#")[0].partition("?")
+    query = f"{query}&expires={expires}".removeprefix("&")
+    path = unquote(urlsplit(url).path, errors="surrogateescape") or "/"
+    return f"{url}?{query}&sig={signature(key, path, query)}"
+
+
+def is_signed(key: bytes, request: Request, now: float) -> bool:
+    """Whether the URL has a signature; `now` is UTC seconds. Refused: 403, that is not good."""
+    query, _, given = request.query.rpartition("&sig=")
+    if not (key and query):
+        return False
+    if not hmac.compare_digest(given, signature(key, request.path, query)):
+        raise Refused(403, "the signature does not belong to this URL")
+    expires = int(query.rpartition("expires=")[2])
+    if expires < now:
+        raise Refused(403, f"this link was good until {http_date(expires)}")
+    return True
+
+
+def given_token(request: Request) -> str:
+    """Bearer's, or Basic's password, as ESP-IDF and old cores know only that; else ?token=."""
+    scheme, _, text = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        with suppress(ValueError):
+            return base64.b64decode(text).decode("latin-1").partition(":")[2]
+    return text.strip() if scheme.lower() == "bearer" else parameter(request.query, "token")
+
+
+@functools.lru_cache(maxsize=4)
+def _tokens_in(path: str, _identity: Identity) -> Mapping[str, str]:
+    """Tokens by project, as long as the file is the same. ValueError: it holds none."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read().strip()
+    tokens = json.loads(text) if text.startswith("{") else {"*": text}
+    for project, token in tokens.items():
+        if not (isinstance(token, str) and re.fullmatch("[!-~]+", token)):
+            raise ValueError(f"the token of {shown(project)} is no word of printable ASCII")
+    return tokens
 
 
 class Wanted(NamedTuple):
@@ -1540,6 +1561,81 @@ def _known(catalog: Catalog, project: str) -> Sequence[Release]:
         if refused.status != HTTPStatus.NOT_FOUND:
             raise
     return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The guard that lets in who has a token, or a signed URL."""
+
+    config: Config
+    catalog: Catalog
+    now: Callable[[], float] = time.time  # UTC seconds
+
+    def tokens(self) -> Iterator[tuple[str, str]]:
+        """Pairs of project, or "*" for all, and token. OSError, ValueError: as the file is."""
+        if self.config.token:
+            yield "*", self.config.token
+        if path := self.config.token_file:
+            yield from _tokens_in(path, identity_of(os.stat(path))).items()
+
+    def __call__(self, request: Request) -> None:
+        """Refused: 401, no token opens this; 403, see is_signed()."""
+        if is_signed(self.config.sign_key, request, self.now()):
+            return
+        given = given_token(request).encode("utf-8", "replace")
+        try:
+            opened = [
+                project
+                for project, token in self.tokens()
+                if hmac.compare_digest(token.encode(), given)
+            ]
+        except (OSError, ValueError) as err:
+            log.warning("--token-file %s: %s", self.config.token_file, err)
+            raise Refused(503, "the tokens cannot be read just now: ask again later") from err
+        if "*" in opened or (opened and read_path(self.catalog, request).project in opened):
+            return
+        reason = "the token does not open this" if given else "a token is needed"
+        challenge = ("WWW-Authenticate", 'Basic realm="ota-server"')
+        raise Refused(401, f"{reason}: Bearer, the password of Basic, or ?token=", challenge)
+
+
+def allow_only(networks: tuple[Network, ...], request: Request) -> None:
+    """The guard of --allow. Refused: 403."""
+    if request.peer != LOCAL and not is_in(request.peer, networks):
+        raise Refused(403, f"{request.peer} is in none of the networks that may ask")
+
+
+# -- 11. Dialects: what each kind of device asks and takes -----------------------------------------
+
+
+def update(site: Site, request: Request) -> Reply:
+    """/<anything>/<project>: the newest image for the device that asks (S1's contract)."""
+    project = request.path.rstrip("/").rpartition("/")[2]
+    report = read_report(project, request.headers, request.peer, request.query)
+    if report.version is None:
+        site.catalog.releases(project)  # a wrong URL is said before a missing version
+        raise Refused(400, "no x-ESP8266-version or x-ESP32-version: tell update() which one runs")
+    outcome = decide(site, report)
+    if request.headers.get("x-esp8266-mode") == "version":  # getAvailableVersion() knows only 200
+        best = outcome if isinstance(outcome, Release) else report
+        return Reply(200, (("x-version", str(best.version)), ("Content-Length", "0"), UNCACHED))
+    return _translate(site, request, report, outcome, NEWEST)
+
+
+def platform_update(site: Site, request: Request) -> Reply:
+    """/update?dev=<project>&ver=v1.2.3 (S3's contract): what a device does wrong is a 400."""
+    dev = parameter(request.query, "dev")
+    if not (dev or parameter(request.query, "ver")):
+        return update(site, request)
+    report = read_report(dev, request.headers, request.peer, request.query)
+    if not (dev and report.version and report.device):
+        raise Refused(400, "?dev=<project>&ver=v1.2.3 and the MAC in x-ESP...-STA-MAC are needed")
+    try:
+        outcome = decide(site, report)
+    except Refused as refused:
+        status = 400 if refused.status == HTTPStatus.NOT_FOUND else refused.status
+        raise Refused(status, refused.reason) from refused
+    return _translate(site, request, report, outcome, NEWEST)
 
 
 def _picked(site: Site, request: Request, ask: Ask) -> tuple[Report, Outcome, str]:
@@ -1719,97 +1815,7 @@ def _require_listing(site: Site) -> None:
         raise Refused(404, "the list of projects is switched off")
 
 
-def signature(key: bytes, path: str, query: str) -> str:
-    """HMAC-SHA256 of a decoded path and a query as sent, lower-case hex."""
-    text = f"{path}?{query}".encode("utf-8", "surrogateescape")
-    return hmac.new(key, text, "sha256").hexdigest()
-
-
-def signed(key: bytes, url: str, expires: int) -> str:
-    """The URL with what lets in whoever has it until `expires`, UTC seconds."""
-    url, _, query = url.partition("#")[0].partition("?")
-    query = f"{query}&expires={expires}".removeprefix("&")
-    path = unquote(urlsplit(url).path, errors="surrogateescape") or "/"
-    return f"{url}?{query}&sig={signature(key, path, query)}"
-
-
-def is_signed(key: bytes, request: Request, now: float) -> bool:
-    """Whether the URL has a signature; `now` is UTC seconds. Refused: 403, that is not good."""
-    query, _, given = request.query.rpartition("&sig=")
-    if not (key and query):
-        return False
-    if not hmac.compare_digest(given, signature(key, request.path, query)):
-        raise Refused(403, "the signature does not belong to this URL")
-    expires = int(query.rpartition("expires=")[2])
-    if expires < now:
-        raise Refused(403, f"this link was good until {http_date(expires)}")
-    return True
-
-
-def given_token(request: Request) -> str:
-    """Bearer's, or Basic's password, as ESP-IDF and old cores know only that; else ?token=."""
-    scheme, _, text = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "basic":
-        with suppress(ValueError):
-            return base64.b64decode(text).decode("latin-1").partition(":")[2]
-    return text.strip() if scheme.lower() == "bearer" else parameter(request.query, "token")
-
-
-@functools.lru_cache(maxsize=4)
-def _tokens_in(path: str, _identity: Identity) -> Mapping[str, str]:
-    """Tokens by project, as long as the file is the same. ValueError: it holds none."""
-    with open(path, encoding="utf-8") as file:
-        text = file.read().strip()
-    tokens = json.loads(text) if text.startswith("{") else {"*": text}
-    for project, token in tokens.items():
-        if not (isinstance(token, str) and re.fullmatch("[!-~]+", token)):
-            raise ValueError(f"the token of {shown(project)} is no word of printable ASCII")
-    return tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """The guard that lets in who has a token, or a signed URL."""
-
-    config: Config
-    catalog: Catalog
-    now: Callable[[], float] = time.time  # UTC seconds
-
-    def tokens(self) -> Iterator[tuple[str, str]]:
-        """Pairs of project, or "*" for all, and token. OSError, ValueError: as the file is."""
-        if self.config.token:
-            yield "*", self.config.token
-        if path := self.config.token_file:
-            yield from _tokens_in(path, identity_of(os.stat(path))).items()
-
-    def __call__(self, request: Request) -> None:
-        """Refused: 401, no token opens this; 403, see is_signed()."""
-        if is_signed(self.config.sign_key, request, self.now()):
-            return
-        given = given_token(request).encode("utf-8", "replace")
-        try:
-            opened = [
-                project
-                for project, token in self.tokens()
-                if hmac.compare_digest(token.encode(), given)
-            ]
-        except (OSError, ValueError) as err:
-            log.warning("--token-file %s: %s", self.config.token_file, err)
-            raise Refused(503, "the tokens cannot be read just now: ask again later") from err
-        if "*" in opened or (opened and read_path(self.catalog, request).project in opened):
-            return
-        reason = "the token does not open this" if given else "a token is needed"
-        challenge = ("WWW-Authenticate", 'Basic realm="ota-server"')
-        raise Refused(401, f"{reason}: Bearer, the password of Basic, or ?token=", challenge)
-
-
-def allow_only(networks: tuple[Network, ...], request: Request) -> None:
-    """The guard of --allow. Refused: 403."""
-    if request.peer != LOCAL and not is_in(request.peer, networks):
-        raise Refused(403, f"{request.peer} is in none of the networks that may ask")
-
-
-# -- 10. Page: what a person sees ------------------------------------------------------------------
+# -- 12. Page: what a person sees ------------------------------------------------------------------
 
 STYLE = """:root{color-scheme:light dark}body{font:1rem/1.5 system-ui;max-width:70rem;margin:auto;
 padding:1rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;
@@ -1920,7 +1926,7 @@ def build_site(config: Config, catalog: Catalog) -> Site:
     return Site(config, catalog, STATELESS, tuple(guards), ROUTES, (log_decision,), ())
 
 
-# -- 11. Loop: the only section with sockets -------------------------------------------------------
+# -- 13. Loop: the only section with sockets -------------------------------------------------------
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 UNIX = getattr(socket, "AF_UNIX", None)  # Windows has none
@@ -2531,7 +2537,7 @@ class Server(ThreadingHTTPServer):
         self._listening, self._listen_at = listen, since
 
 
-# -- 12. Command line ------------------------------------------------------------------------------
+# -- 14. Command line ------------------------------------------------------------------------------
 
 
 class LogLines(logging.Handler):
