@@ -556,11 +556,16 @@ def _reason(err: ValueError | OSError) -> str:
     return str(err) if isinstance(err, ValueError) else f"{_UNREADABLE}: {err.strerror}"
 
 
+def _rank(release: Release) -> tuple[object, ...]:
+    """What orders releases: version; plain before packed, which is for small flash; age."""
+    return release.version.precedence, not release.name.endswith(".gz"), release.identity[3]
+
+
 @dataclass(frozen=True, slots=True)
 class _Shelf:
     """What is known of one project."""
 
-    listed: list[Release]  # by name only; newest version first, of one version the newest file
+    listed: list[Release]  # by name only, by rank
     whole: tuple[Release, ...]  # checked, in the same order
     broken: list[str]  # sentences
     waiting: list[Release]  # for a check, in the same order
@@ -706,7 +711,7 @@ class DirectoryCatalog:
         self._known = known
         self._told = {path: text for path, text in self._told.items() if path in paths}
         for project, queue in queues.items():
-            queue.sort(key=lambda each: (each.version.precedence, each.identity[3]), reverse=True)
+            queue.sort(key=_rank, reverse=True)
             if project not in self._shelves or self._shelves[project].listed != queue:
                 self._shelve(project, queue)
         self._shelves = {project: self._shelves[project] for project in queues}
@@ -1444,14 +1449,15 @@ def answer(site: Site, request: Request) -> Reply:
 def _endpoint(site: Site, request: Request) -> Endpoint:
     """Who answers. Refused: 405, or as a guard says."""
     route = site.route(request.path)
-    allowed = ("Allow", ", ".join((*route.methods, "OPTIONS")))
-    if request.method == "OPTIONS":  # a browser asks without a token whether it may send one
-        fields = ("Access-Control-Allow-Headers", "Authorization, Range")
-        return lambda *_: Reply(204, (allowed, *_cors(site), fields))
-    for guard in site.guards if route.guarded else ():
+    asks = request.method == "OPTIONS"  # a browser, without a token, whether it may send one
+    for guard in site.guards if route.guarded and not asks else ():
         guard(request)
     if request.method in route.methods:
         return route.endpoint
+    allowed = ("Allow", ", ".join((*route.methods, "OPTIONS")))
+    if asks:
+        fields = ("Access-Control-Allow-Headers", "Authorization, Range")
+        return lambda *_: Reply(204, (allowed, *_cors(site), fields))
     raise Refused(405, f"{shown(request.method)} is not possible here", allowed)
 
 
@@ -1545,7 +1551,8 @@ def _wanted_file(catalog: Catalog, parent: str, name: str, stem: str) -> Wanted:
     for project in projects:
         if any(release.name == name for release in _known(catalog, project)):
             return Wanted(project, name)
-    return Wanted(stem) if _known(catalog, stem) else Wanted(parent or projects[-1], name)
+    project = parent or projects[-1]
+    return Wanted(project, name) if project and not _known(catalog, stem) else Wanted(stem)
 
 
 def _image_path(path: str) -> str:
@@ -1594,9 +1601,9 @@ class Access:
             raise Refused(503, "the tokens cannot be read just now: ask again later") from err
         if "*" in opened or (opened and read_path(self.catalog, request).project in opened):
             return
-        reason = "the token does not open this" if given else "a token is needed"
+        reason = "the token does not open this" if given else "a token, or a signed URL, is needed"
         challenge = ("WWW-Authenticate", 'Basic realm="ota-server"')
-        raise Refused(401, f"{reason}: Bearer, the password of Basic, or ?token=", challenge)
+        raise Refused(401, f"{reason}: as Bearer, password of Basic, or ?token=", challenge)
 
 
 def allow_only(networks: tuple[Network, ...], request: Request) -> None:
@@ -1614,7 +1621,10 @@ def update(site: Site, request: Request) -> Reply:
     report = read_report(project, request.headers, request.peer, request.query)
     if report.version is None:
         site.catalog.releases(project)  # a wrong URL is said before a missing version
-        raise Refused(400, "no x-ESP8266-version or x-ESP32-version: tell update() which one runs")
+        raise Refused(
+            400,
+            "no x-ESP8266-version or x-ESP32-version: tell update() which one runs, or ?version=",
+        )
     outcome = decide(site, report)
     if request.headers.get("x-esp8266-mode") == "version":  # getAvailableVersion() knows only 200
         best = outcome if isinstance(outcome, Release) else report
@@ -1789,7 +1799,8 @@ def _build(site: Site, request: Request, release: Release) -> dict[str, object]:
     ota = {"path": path, "md5": release.facts.md5}
     if release.notes:
         ota["summary"] = release.notes[:MAX_SUMMARY]
-        ota["release_url"] = f"{base_url(request)}{folder}/#{quote(release.project)}"
+        anchor = quote(release.project, errors="surrogateescape")
+        ota["release_url"] = f"{base_url(request)}{folder}/#{anchor}"
     offset = 0 if chip == "esp8266" else 0x10000  # app0 of every usual partition table
     return {"chipFamily": family, "ota": ota, "parts": [{"path": path, "offset": offset}]}
 
@@ -1802,11 +1813,10 @@ def autoconnect(site: Site, request: Request) -> Reply:
     for project in site.catalog.projects():
         for release in _known(site.catalog, project):
             if release.kind == "sketch" and right_chip(report, release) is None:
-                date, clock = time.strftime(
-                    "%m/%d/%y %H:%M:%S", time.gmtime(release.modified)
-                ).split()
-                entry = {"name": f"{project}/{release.name}", "type": "bin", "date": date}
-                entries.append({**entry, "time": clock, "size": release.size})
+                moment = time.gmtime(release.modified)
+                entry = {"name": f"{project}/{release.name}", "type": "bin", "size": release.size}
+                entry["date"] = time.strftime("%m/%d/%y", moment)
+                entries.append(entry | {"time": time.strftime("%H:%M:%S", moment)})
     return json_reply(entries)
 
 
@@ -1852,7 +1862,7 @@ def _project(site: Site, request: Request, project: str) -> str:
         releases = site.catalog.releases(project)
     except Refused as refused:
         return f"{title}<p>{html.escape(refused.reason)}"
-    rows = "".join(_row(link(site, request, "", release), release) for release in releases)
+    rows = "".join(_row(link(site, request, "", each), each) for each in releases)
     library = "ESPhttpUpdate" if releases[0].facts.chip == "esp8266" else "httpUpdate"
     url = html.escape(f"{base_url(request)}/{quote(project, errors='surrogateescape')}")
     return (
@@ -1866,14 +1876,13 @@ def _row(url: str, release: Release) -> str:
     """One release's part of the page."""
     facts, named = release.facts, release.version == UNVERSIONED
     kind = f"{release.kind} " * (release.kind != "sketch")
+    notes = f'<tr><td colspan="5">{html.escape(release.notes)}' * bool(release.notes)
     return (
         f'<tr><td><a href="{html.escape(url)}">'
         f"{html.escape(release.name) if named else release.version}</a>"
         f"<td>{kind}{facts.chip}{', gzip' * facts.packed}<td>{release.size:,}"
         f"<td>{time.strftime('%Y-%m-%d %H:%M', time.gmtime(release.modified))}"
-        f"<td><code>{facts.sha256}</code>"
-        + f'<tr><td colspan="5">{html.escape(release.notes)}'
-        * bool(release.notes)
+        f"<td><code>{facts.sha256}</code>{notes}"
     )
 
 
@@ -1886,11 +1895,8 @@ def health(site: Site, _request: Request) -> Reply:
 def icon(site: Site, _request: Request) -> Reply:
     """The browser's icon; S0 lets people have their own."""
     kept = ("Cache-Control", "max-age=86400")
-    if site.config.www_dir:
-        with (
-            suppress(OSError),
-            open(os.path.join(site.config.www_dir, "favicon.ico"), "rb") as file,
-        ):
+    if folder := site.config.www_dir:
+        with suppress(OSError), open(os.path.join(folder, "favicon.ico"), "rb") as file:
             return body_reply(200, "image/x-icon", file.read(CHUNK), kept)
     return body_reply(200, "image/svg+xml", ICON, kept)
 
@@ -2672,6 +2678,9 @@ def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) 
     option("accel", "PROXY", "", text, type=_accel)
 
 
+S0 = ("www_dir", "firmware_dir", "url_firmware", "no_certs", "no_token")
+
+
 def _add_s0(parser: _Parser) -> None:
     """The flags of OTA Firmware Server. One of them makes its folders and port the default."""
     group = parser.add_argument_group("for who comes from OTA Firmware Server")
@@ -2686,10 +2695,7 @@ def _add_s0(parser: _Parser) -> None:
 
 def _s0_defaults(options: Mapping[str, Any]) -> dict[str, str]:
     """What is meant where such a flag is given; {} without one."""
-    if not any(
-        options[name]
-        for name in ("www_dir", "firmware_dir", "url_firmware", "no_certs", "no_token")
-    ):
+    if not any(options[name] for name in S0):
         return {}
     www = options["www_dir"] or "www"
     defaults = {"dir": os.path.join(www, options["firmware_dir"] or "firmware"), "port": "8070"}
@@ -2717,7 +2723,7 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
         elif not (options["token"] or options["token_file"]):
             parser.error("--token is needed, or --no-token")
     options["www_dir"] = options["www_dir"] or ""
-    for name in ("firmware_dir", "url_firmware", "no_certs", "no_token"):
+    for name in S0[1:]:
         del options[name]
     options["dir"] = os.path.expanduser(options["dir"])  # stays as it is where there is no home
     options["sign_key"] = options.pop("sign_key_file")
