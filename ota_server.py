@@ -969,7 +969,7 @@ def right_kind(report: Report, release: Release) -> Objection | None:
 def right_flash_mode(report: Report, release: Release) -> Objection | None:
     """A packed image goes only to its own flash mode, which the Updater patches in others."""
     mode = release.facts.flash_mode
-    if not release.facts.packed or mode in {3, report.flash_mode}:
+    if report.chip is None or not release.facts.packed or mode in {3, report.flash_mode}:
         return None
     reason = f"{release.version} is packed with flash mode {mode}, the device may have another"
     return Objection("flash-mode", reason)

@@ -300,9 +300,10 @@ def tasmota_image(version: str, variant: str = "tasmota", *, payload: bytes = b"
     """An ESP8266 image as Tasmota names it: "14.1.0(tasmota)". Source: support_tasmota.ino.
 
     `variant` is what stands in the brackets: CODE_IMAGE_STR, "minimal" for the small image that
-    has nothing but the update in it. The marker says both, as the device reports both.
+    has nothing but the update in it. The marker says both, as the device reports both. Tasmota is
+    built for DOUT: platformio_override_sample.ini, board_build.flash_mode.
     """
-    return esp8266_image("tasmota", f"{version}({variant})", payload=payload)
+    return esp8266_image("tasmota", f"{version}({variant})", flash_mode=3, payload=payload)
 
 
 def tasmota32_image(version: str, variant: str = "tasmota32", *, payload: bytes = b"") -> bytes:
