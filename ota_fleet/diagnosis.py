@@ -26,6 +26,11 @@ BODY_SECONDS = 0.1  # HTTPUpdate.cpp:292: delay(100), then one look
 SENT_BUFFER = 512  # bytes of esp_http_client's own, which must hold a request line
 DAY = 86_400.0  # seconds
 DEVICES = {"esp8266": "an ESP8266", "esp32": "an ESP32", "esp-idf": "ESP-IDF"}
+_FIELD = r"(?:x-ESP[\w-]+|MAC|version)"
+_LACKS = (
+    rf"\b(?:no|without|missing|needs) (?:an? )?{_FIELD}|{_FIELD}\S* (?:is |are )?(?:missing|needed)"
+)
+MISSING = re.compile(_LACKS, re.IGNORECASE)  # how servers say that a field did not arrive
 ERRORS = {  # what getLastError() says; any other status is -104
     "esp8266": {401: -108, 403: -103, 404: -102},  # ESP8266httpUpdate.cpp:244-377
     "esp32": {403: -103, 404: -102},  # HTTPUpdate.cpp:250-376
@@ -85,14 +90,14 @@ def of_flight(
             "tls-handshake", f"the server takes no cipher of a device (alert {flight.alert})"
         )
     else:
-        yield from _of_hello(flight)
+        yield from _of_hello(flight, small="esp8266" in kinds)
         yield from _of_certificates(kinds, target, flight.certificates, now)
 
 
-def _of_hello(flight: Flight) -> Iterator[Finding]:
-    """Sizes and demands."""
+def _of_hello(flight: Flight, *, small: bool) -> Iterator[Finding]:
+    """Sizes and demands; `small`: an ESP8266 is among those that ask."""
     size = sum(map(len, flight.certificates))
-    if not flight.fragment:
+    if small and not flight.fragment:
         sentence = f"records of {FRAGMENT} bytes were asked for (MFLN), the server does not do it"
         yield warn("tls-fragment", f"{sentence}: setBufferSizes({FRAGMENT}, 512) would fail")
     if flight.wants_certificate:
@@ -112,7 +117,7 @@ def _of_certificates(
         yield fail("tls-certificate", f"a certificate cannot be read: {err}")
         return
     for certificate in certificates:
-        yield from _of_certificate(certificate, now)
+        yield from of_certificate(certificate, now)
     first = certificates[0]
     for kind in kinds:
         if not is_named(kind, first.names, target.host):
@@ -122,7 +127,7 @@ def _of_certificates(
     yield Finding("ok", "tls", f"TLS 1.2, {first.key}, {sum(map(len, sent))} bytes of certificates")
 
 
-def _of_certificate(certificate: Certificate, now: float) -> Iterator[Finding]:
+def of_certificate(certificate: Certificate, now: float) -> Iterator[Finding]:
     """Dates and key of one."""
     name, key = printable(certificate.subject), certificate.key
     days = abs(certificate.ends - now) / DAY
@@ -204,8 +209,8 @@ def says(kind: str, status: int) -> str:
 
 def reason(answer: Answer) -> str:
     """Why, in the server's words."""
-    first = answer.body[:160].decode("utf-8", "replace").partition("\n")[0]
-    text = answer.get("X-OTA-Reason")[:160] or ("" if "<" in first else first)
+    first = answer.body[:160].decode("utf-8", "replace").strip().partition("\n")[0]
+    text = answer.get("X-OTA-Reason")[:160] or ("" if first.startswith("<") else first)
     return printable(text.strip())
 
 
@@ -221,13 +226,9 @@ def of_status(kind: str, answer: Answer) -> Finding:
         return fail(code, f"the answer to {DEVICES[kind]} {text}")
     if 300 <= status < 400:
         return fail("redirect", _redirect(kind, answer))
-    if status in {400, 403} and re.search(
-        r"x-ESP(8266|32)-|\bMAC\b|\bversion\b", why, re.IGNORECASE
-    ):
-        if kind == "esp-idf":
-            return fail("version-needed", sentence)
-        if re.search(r"\b(no|not|without|missing|needs?)\b", why, re.IGNORECASE):
-            return fail("lost-request-header", f"what was sent did not arrive: {sentence}")
+    if status == 400 and MISSING.search(why):
+        code = "version-needed" if kind == "esp-idf" else "lost-request-header"
+        return fail(code, f"the server misses what a device sends: {sentence}")
     codes = {401: "unauthorized", 403: "forbidden", 404: "not-found"}
     group = {4: "bad-request", 5: "server-error"}.get(status // 100, "status")
     return fail(codes.get(status, group), sentence)
@@ -260,7 +261,7 @@ def of_image(kind: str, answer: Answer) -> Iterator[Finding]:
     if kind == "esp32" and answer.body_seconds > BODY_SECONDS:
         late = f"{answer.body_seconds * 1000:.0f} ms after the head"
         yield fail("body-late", f"the body comes {late}, an ESP32 looks once after 100 ms: -106")
-    if answer.record > RECORD:
+    if kind == "esp8266" and answer.record > RECORD:
         sentence = f"TLS records have up to {answer.record} bytes"
         yield warn("tls-record", f"{sentence}: an ESP8266 needs its buffer of 16 KB for them")
     if arduino and not answer.get("x-version"):

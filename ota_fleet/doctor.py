@@ -32,8 +32,8 @@ from ota_fleet.probe import (
 )
 from ota_server import Version
 
-DESCRIPTION = """Asks the public URL of a project as devices do, byte for byte, and says what is wrong
-and how to mend it. Ends with 0 if all is well, with 1 if something is wrong."""
+DESCRIPTION = """Asks the public URL of a project as devices do, byte for byte, and says what is
+wrong and how to mend it. Ends with 0 if all is well, with 1 if something is wrong."""
 PART_END = 2000  # the last byte asked for by Range, of an image that has as many
 
 
@@ -73,15 +73,14 @@ def read_options(argv: Sequence[str]) -> Options:
     given = parser.parse_args(argv)
     try:
         Version.parse(given.version)
-        authorization(given.token, "Bearer").encode("ascii")
         target = read_url(given.url)
         tls_context(given.cacert)
-    except UnicodeError:
-        parser.error("--token: only ASCII can be sent")
     except ValueError as err:
         parser.error(str(err))
     except OSError as err:
         parser.error(f"--cacert {given.cacert}: no certificate in PEM form: {err.strerror or err}")
+    if not (given.token.isascii() and given.token.isprintable()):
+        parser.error("--token: only printable ASCII can be sent")
     if not given.timeout > 0:
         parser.error("--timeout: more than 0 seconds")
     kinds = (given.kind,) if given.kind else ("esp8266", "esp32")
@@ -146,7 +145,12 @@ def _flight(options: Options) -> Flight:
 def _devices(options: Options, now: float) -> Iterator[Finding]:
     """What each kind of device meets."""
     asked = {kind: Asked(options.version, _own(options, kind)) for kind in options.kinds}
-    answers = {kind: _ask(options, kind, asked[kind]) for kind in options.kinds}
+    answers = dict[str, Answer]()
+    try:
+        for kind in options.kinds:
+            answers[kind] = _ask(options, kind, asked[kind])
+    except OSError as err:  # what was answered before is judged all the same
+        yield diagnosis.of_error(options.target, err, options.timeout)
     served = any(answer.status == 200 for answer in answers.values())
     for kind, answer in answers.items():
         yield from diagnosis.of_clock(answer, now)
@@ -183,7 +187,10 @@ def _speaks_tls(options: Options, answer: Answer) -> bool:
     """Whether http:// was answered by a port that speaks TLS, in whatever words."""
     if options.target.secure or answer.status not in {0, 400}:
         return False
-    return greet(options.target, options.timeout).tls
+    try:
+        return greet(options.target, options.timeout).tls
+    except OSError:
+        return False
 
 
 def _token(options: Options, kind: str, own: int) -> Iterator[Finding]:
