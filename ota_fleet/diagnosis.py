@@ -210,8 +210,8 @@ def says(kind: str, status: int) -> str:
 def reason(answer: Answer) -> str:
     """Why, in the server's words."""
     first = answer.body[:160].decode("utf-8", "replace").strip().partition("\n")[0]
-    text = answer.get("X-OTA-Reason")[:160] or ("" if first.startswith("<") else first)
-    return printable(text.strip())
+    foreign = first.startswith("<") or "\ufffd" in first  # a page, or no text at all
+    return printable(answer.get("X-OTA-Reason")[:160] or ("" if foreign else first))
 
 
 def of_status(kind: str, answer: Answer) -> Finding:
@@ -239,9 +239,9 @@ def _redirect(kind: str, answer: Answer) -> str:
     place = printable(answer.get("Location").partition("?")[0][:160]) or "nowhere"
     if kind == "esp-idf":
         return f"{answer.status} to {place}: esp_https_ota follows only on a connection kept open"
-    never = ", none goes from http:// to https://" if place.startswith("https://") else ""
-    says_so = says(kind, answer.status)
-    return f"{answer.status} to {place}: {says_so}, or may lose its fields on the way{never}"
+    never = "; none goes from http:// to https://" if place.startswith("https://") else ""
+    follows = f"{says(kind, answer.status)}, or loses its fields if told to follow"
+    return f"{answer.status} to {place}: {follows}{never}"
 
 
 def of_image(kind: str, answer: Answer) -> Iterator[Finding]:
