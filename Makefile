@@ -12,7 +12,7 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 test: .venv/ready
-	$(BIN)/pytest -n 4 --cov=ota_server --cov-fail-under=95
+	$(BIN)/pytest -n 4 --cov=ota_server --cov=ota_fleet --cov-fail-under=95
 
 # Takes a quarter of an hour and two cores; bench/README.md says which programs it wants.
 bench:

@@ -1,0 +1,73 @@
+"""The rooms beside the core keep the house's numbers."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_house import ROOT, Function, code_lines
+
+ROOMS = sorted((ROOT / "ota_fleet").glob("*.py"))
+
+
+def functions(path: Path) -> list[Function]:
+    """Every function of a room."""
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, Function)]
+
+
+def sizes(path: Path) -> list[int]:
+    """Code lines of every function, its head not included."""
+    lines = code_lines(path.read_text())
+    return [
+        sum(line in lines for line in range(node.body[0].lineno, (node.end_lineno or 0) + 1))
+        for node in functions(path)
+    ]
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.name)
+def test_a_room_has_at_most_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_functions_are_short() -> None:
+    lengths = sorted(length for path in ROOMS for length in sizes(path))
+    assert lengths[-1] <= 40
+    assert statistics.median(lengths) <= 8
+    assert lengths[int(len(lengths) * 0.9)] <= 25
+
+
+def test_public_names_have_docstrings() -> None:
+    bare = [
+        node.name
+        for path in ROOMS
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, Function | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    assert bare == ["error"]  # of argparse, which describes it
+
+
+def test_rooms_import_only_the_standard_library_and_the_house() -> None:
+    imported = {
+        name.partition(".")[0]
+        for path in ROOMS
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+        )
+    }
+    assert imported <= sys.stdlib_module_names | {"ota_server", "ota_fleet"}
+
+
+def test_the_core_runs_without_the_rooms() -> None:
+    code = "import sys, ota_server; sys.exit('ota_fleet' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
