@@ -934,10 +934,10 @@ def same_image(report: Report, release: Release) -> Objection | None:
 
 
 def enough_room(report: Report, release: Release) -> Objection | None:
-    """An image goes only where there is room for it."""
-    wanted = release.facts.flash_size
-    if report.free_space is not None and release.size > report.free_space:
-        reason = f"{release.version} has {release.size} bytes, the device {report.free_space} free"
+    """A sketch goes only where there is room for it; a filesystem has a partition of its own."""
+    wanted, free = release.facts.flash_size, report.free_space
+    if free is not None and release.size > free and release.kind == "sketch":
+        reason = f"{release.version} has {release.size} bytes, the device {free} free"
     elif report.chip_size is not None and wanted > report.chip_size:
         reason = f"{release.version} is built for {wanted} bytes of flash, not {report.chip_size}"
     else:
