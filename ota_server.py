@@ -1160,13 +1160,11 @@ def forwarded(request: Request, trusted: tuple[Network, ...]) -> Request:
         peer = hop.strip()
         if not is_in(peer, trusted):
             break
-    proto, host = (
-        headers.get(f"x-forwarded-{name}", "").rpartition(",")[2].strip()
-        for name in ("proto", "host")
-    )
+    proto = headers.get("x-forwarded-proto", "").rpartition(",")[2].strip().lower()
+    host = headers.get("x-forwarded-host", "").rpartition(",")[2].strip()
     if _HOST.fullmatch(host):
         headers = {**headers, "host": host}
-    secure = proto.lower() == "https" if proto else request.secure
+    secure = proto == "https" if proto else request.secure
     return request._replace(peer=peer, headers=headers, secure=secure)
 
 
@@ -1590,12 +1588,9 @@ class Access:
         if is_signed(self.config.sign_key, request, self.now()):
             return
         given = given_token(request).encode("utf-8", "replace")
+        fits = functools.partial(hmac.compare_digest, given)
         try:
-            opened = [
-                project
-                for project, token in self.tokens()
-                if hmac.compare_digest(token.encode(), given)
-            ]
+            opened = [project for project, token in self.tokens() if fits(token.encode())]
         except (OSError, ValueError) as err:
             log.warning("--token-file %s: %s", self.config.token_file, err)
             raise Refused(503, "the tokens cannot be read just now: ask again later") from err
@@ -2671,11 +2666,9 @@ def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) 
     option("sign-key-file", "FILE", "", "key of signed URLs, which need no token", type=_key)
     option("allow", "NETS", "", "networks that may ask (default: all)", type=_networks)
     option("cors", "ORIGIN", "*", "whose pages may read images, or off (default: *)")
-    text = "on or off: the page and other lists of all projects (default: on)"
-    option("listing", "on", "on", text, type=_word("ON", "OFF"))
+    option("listing", "on", "on", "or off: no lists of all projects", type=_word("ON", "OFF"))
     option("trust-proxy", "NETS", "", "networks whose X-Forwarded-* count", type=_networks)
-    text = "nginx:/_fw/ or apache: the proxy sends the images; see examples/proxies"
-    option("accel", "PROXY", "", text, type=_accel)
+    option("accel", "PROXY", "", "nginx:/_fw/ or apache: it sends the images", type=_accel)
 
 
 S0 = ("www_dir", "firmware_dir", "url_firmware", "no_certs", "no_token")
@@ -2685,11 +2678,9 @@ def _add_s0(parser: _Parser) -> None:
     """The flags of OTA Firmware Server. One of them makes its folders and port the default."""
     group = parser.add_argument_group("for who comes from OTA Firmware Server")
     group.add_argument("--www-dir", metavar="DIR", help="holds favicon.ico (default: www)")
-    text = "folder with the firmware in it (default: firmware)"
-    group.add_argument("--firmware-dir", metavar="DIR", help=text)
+    group.add_argument("--firmware-dir", metavar="DIR", help="folder in it (default: firmware)")
     group.add_argument("--url-firmware", metavar="PATH", help="any is answered")
-    text = "plain HTTP (else: certs/ca_cert.pem and certs/ca_key.pem)"
-    group.add_argument("--no-certs", action="store_true", help=text)
+    group.add_argument("--no-certs", action="store_true", help="not certs/ca_cert.pem, ca_key.pem")
     group.add_argument("--no-token", action="store_true", help="nobody needs a token")
 
 
