@@ -2666,7 +2666,9 @@ def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) 
     option("sign-key-file", "FILE", "", "key of signed URLs, which need no token", type=_key)
     option("allow", "NETS", "", "networks that may ask (default: all)", type=_networks)
     option("cors", "ORIGIN", "*", "whose pages may read images, or off (default: *)")
-    option("listing", "on", "on", "or off: no lists of all projects", type=_word("ON", "OFF"))
+    option(
+        "listing", "on|off", "on", "lists of all projects (default: on)", type=_word("ON", "OFF")
+    )
     option("trust-proxy", "NETS", "", "networks whose X-Forwarded-* count", type=_networks)
     option("accel", "PROXY", "", "nginx:/_fw/ or apache: it sends the images", type=_accel)
 
