@@ -65,7 +65,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import FileIO
 from itertools import chain, count, zip_longest
 from typing import Any, NamedTuple, NoReturn, Protocol, TextIO
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 __version__ = "0.1.0"
 
@@ -1468,8 +1468,9 @@ def _cors(site: Site) -> tuple[tuple[str, str], ...]:
 
 
 def signature(key: bytes, path: str, query: str) -> str:
-    """HMAC-SHA256 of a decoded path and a query as sent, lower-case hex."""
-    text = f"{path}?{query}".encode("utf-8", "surrogateescape")
+    """HMAC-SHA256 of a decoded path, coded again, and a query as sent; lower-case hex."""
+    # A question mark in the path is %3F there: else it could be moved to where the query begins.
+    text = f"{quote(path, errors='surrogateescape')}?{query}".encode("utf-8", "surrogateescape")
     return hmac.new(key, text, "sha256").hexdigest()
 
 
@@ -1477,7 +1478,7 @@ def signed(key: bytes, url: str, expires: int) -> str:
     """The URL with what lets in whoever has it until `expires`, UTC seconds."""
     url, _, query = url.partition("#")[0].partition("?")
     query = f"{query}&expires={expires}".removeprefix("&")
-    path = unquote(urlsplit(url).path, errors="surrogateescape") or "/"
+    path = "/" + unquote(url.partition("://")[2].partition("/")[2], errors="surrogateescape")
     return f"{url}?{query}&sig={signature(key, path, query)}"
 
 
@@ -1488,7 +1489,7 @@ def is_signed(key: bytes, request: Request, now: float) -> bool:
         return False
     if not hmac.compare_digest(given, signature(key, request.path, query)):
         raise Refused(403, "the signature does not belong to this URL")
-    expires = int(query.rpartition("expires=")[2])
+    expires = int([*re.findall("(?:^|&)expires=([0-9]{1,12})$", query), "0"][0])
     if expires < now:
         raise Refused(403, f"this link was good until {http_date(expires)}")
     return True
