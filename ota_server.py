@@ -1524,16 +1524,16 @@ class Wanted(NamedTuple):
 
 
 _LATEST = re.compile(r"latest(-minimal|-safeboot)?(?:\.bin|\.bin\.gz)?")  # suffixes of Tasmota
-_ABOUT = {"manifest.json", "esp32fota.json", "versions"}
+_ABOUT = {"manifest.json", "esp32fota.json", "versions", "_catalog"}  # of all, without parent
 
 
 def read_path(catalog: Catalog, request: Request) -> Wanted:
     """What the request is about; guards and endpoints must ask the same function."""
-    _, parent, name = ("", "", *request.path.split("/"))[-3:]
+    _, parent, name = ("", "", *request.path.rstrip("/").split("/"))[-3:]
     if name == "update" and (dev := parameter(request.query, "dev")):
         return Wanted(dev)
     name = _image_path(name)
-    if not name or (parent and name in _ABOUT):  # update() ignores a slash at the end
+    if not name or name in _ABOUT:
         return Wanted(parent)
     if parent and (latest := _LATEST.fullmatch(name)):
         return Wanted(parent + (latest[1] or ""))
@@ -1613,7 +1613,7 @@ def allow_only(networks: tuple[Network, ...], request: Request) -> None:
 
 def update(site: Site, request: Request) -> Reply:
     """/<anything>/<project>: the newest image for the device that asks (S1's contract)."""
-    project = request.path.rstrip("/").rpartition("/")[2]
+    project = read_path(site.catalog, request).project
     report = read_report(project, request.headers, request.peer, request.query)
     if report.version is None:
         site.catalog.releases(project)  # a wrong URL is said before a missing version
