@@ -1142,7 +1142,7 @@ LOCAL = "unix"  # the peer of a unix socket
 def is_in(address: str, networks: tuple[Network, ...]) -> bool:
     """Whether an IP address is in one of the networks."""
     with suppress(ValueError):
-        return any(ipaddress.ip_address(address) in network for network in networks)
+        return any(ipaddress.ip_address(address.removeprefix("::ffff:")) in net for net in networks)
     return False
 
 
