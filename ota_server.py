@@ -340,9 +340,13 @@ def _filesystem(kind: str, head: bytes, size: int) -> None:
     wanted = size
     if kind == "littlefs":
         sound, wanted = head[8:16] == b"littlefs", number(24) * number(28)
-    elif kind == "spiffs":  # its magic counts the blocks: it fits none that is cut off
+    elif kind == "spiffs":  # a magic in each block counts those that follow
         sound = any(
-            number(max(unit, 2 * block // unit) - 4, 2) == (0x0529 ^ unit ^ size // block) & 0xFFFF
+            all(
+                number(at + max(unit, 2 * block // unit) - 4, 2)
+                == (0x0529 ^ unit ^ (size - at) // block) & 0xFFFF
+                for at in range(0, min(size, CHUNK), block)
+            )
             for unit in (128, 256, 512, 1024)
             for block in (4096, 8192, 16384, 32768, 65536)
         )
@@ -350,28 +354,34 @@ def _filesystem(kind: str, head: bytes, size: int) -> None:
         start = 0 if head[510:512] == b"\x55\xaa" else 4096  # wear levelling: a sector before it
         sound = head[start + 510 : start + 512] == b"\x55\xaa"
         wanted = number(start + 11, 2) * (number(start + 19, 2) or number(start + 32))
+        wanted += 2 * start * (1 - -(64 + size // 256) // 4096)  # what else wear levelling keeps
     if not sound:
         raise ValueError(f"is no {kind} image, or not whole")
-    if size < wanted:
+    if not 0 < wanted <= size:
         raise ValueError(_CUT)
 
 
 def _mongoose(file: FileIO) -> Facts:
-    """Checks what Mongoose OS takes: a zip with a manifest.json and every CRC right."""
+    """Checks what Mongoose OS takes: a zip with a manifest.json first and every CRC right."""
     import zipfile  # noqa: PLC0415 - few need it, and it takes memory
 
     try:
         with zipfile.ZipFile(file) as archive:
-            if sum(each.file_size for each in archive.infolist()) > MAX_UNPACKED:
-                raise ValueError(f"unpacks to more than {MAX_UNPACKED >> 20} MiB")
+            members = archive.infolist()
+            size = sum(each.file_size for each in members)
+            if size > MAX_UNPACKED or any(each.compress_type for each in members):
+                raise ValueError("is compressed inside or too large: no device unpacks it")
             if broken := archive.testzip():
                 raise ValueError(_WRONG.format(f"CRC of {printable(broken)}"))
-            names = [name for name in archive.namelist() if name.endswith("manifest.json")]
-            return Facts(json.loads(archive.read(names[0]))["platform"].lower())
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as err:
-        raise ValueError(_WRONG.format("zip data")) from err
+            first = {each.filename.rpartition("/")[2]: each for each in members[:1]}
+            manifest = json.loads(archive.read(first["manifest.json"]))
+        chips = {chip: chip for chip in ("esp8266", *ESP32_CHIPS.values())}
+        needed = [manifest[name] for name in ("platform", "version", "build_id", "parts")]
+        return Facts(chips[needed[0].lower()])
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, OverflowError) as err:
+        raise ValueError(_WRONG.format("zip data")) from err  # OSError: an offset before the file
     except (LookupError, AttributeError, TypeError, json.JSONDecodeError, UnicodeError) as err:
-        raise ValueError("is no Mongoose OS firmware: no manifest.json names a platform") from err
+        raise ValueError("is no Mongoose OS firmware: no manifest.json of an ESP first") from err
 
 
 def inspect(file: FileIO, kind: str = "sketch") -> Facts:
