@@ -31,7 +31,17 @@ from ota_server import (
     read_name,
     read_report,
 )
-from tests.data.make_images import esp32_image, esp8266_image, esp8266_signed, gzip_image
+from tests.data.make_images import (
+    esp32_image,
+    esp8266_image,
+    esp8266_signed,
+    fatfs_image,
+    fatfs_wl_image,
+    gzip_image,
+    littlefs_image,
+    mongoose_zip,
+    spiffs_image,
+)
 from tests.devices import CHIP_IDS, Bricked, check_esp32, check_esp8266, eboot_copy
 
 often = settings(max_examples=300, deadline=None)
@@ -121,7 +131,7 @@ def test_report_of_any_fields_is_refused_with_400_or_read(headers: dict[str, str
         assert report.status == 400
         assert report.reason.isascii()
         return
-    assert report.kind in {"sketch", "filesystem"}
+    assert report.kind in {"sketch", "filesystem", "littlefs", "fatfs", "zip"}
     assert (report.free_space or 0) >= 0
     assert report.device is None or re.fullmatch("[0-9A-F:-]{12,17}", report.device)
 
@@ -194,13 +204,13 @@ def file() -> Iterator[FileIO]:
         yield file
 
 
-def facts_of(file: FileIO, image: bytes) -> Facts:
+def facts_of(file: FileIO, image: bytes, kind: str = "sketch") -> Facts:
     """What inspect() says of these bytes."""
     file.seek(0)
     file.truncate()
     file.write(image)
     file.seek(0)
-    return inspect(file)
+    return inspect(file, kind)
 
 
 def start(facts: Facts, image: bytes) -> None:
@@ -231,6 +241,48 @@ def test_mutated_image_is_a_value_error_or_starts_on_its_chip(file: FileIO, data
 @given(data=mutated(IMAGES, CORNERS))
 def test_mutated_image_that_is_packed_is_a_value_error_or_starts(file: FileIO, data: bytes) -> None:
     assert_harmless(file, gzip_image(data))
+
+
+KINDS = ["littlefs", "spiffs", "fatfs", "zip"]
+OTHERS = [
+    littlefs_image(2),
+    spiffs_image(2),
+    fatfs_image(4, sector_size=512),
+    fatfs_wl_image(8),
+    mongoose_zip("fuzz", "1.0.0", app=ESP8266[:64]),
+    mongoose_zip("fuzz", "1.0.0", app=ESP8266[:64], platform="esp8266"),
+    gzip_image(littlefs_image(2)),
+]
+ODD = [
+    *(b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7", b"\x55\xaa", b"littlefs"),
+    *(b"\0" * 8, b"\xff" * 8, b"\xff" * 7 + b"\x7f", b"\x80\0\0\0", b"{" * 300, b'"esp32"'),
+]
+
+
+@st.composite
+def tampered(draw: st.DrawFn) -> bytes:
+    """One of the others, with bytes changed where its headers are: at both ends."""
+    data = bytearray(draw(st.sampled_from(OTHERS)))
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.one_of(st.integers(0, 100), st.integers(max(0, len(data) - 300), len(data))))
+        piece = draw(st.one_of(st.sampled_from(ODD), st.binary(min_size=1, max_size=8)))
+        data[at : at + len(piece)] = piece
+    return bytes(data)
+
+
+@often
+@given(st.one_of(mutated(OTHERS, ODD), tampered()), st.sampled_from(KINDS))
+def test_mutated_file_system_or_zip_is_a_value_error_or_no_more_than_it_says(
+    file: FileIO, data: bytes, kind: str
+) -> None:
+    facts = tried(ValueError, facts_of, file, data, kind)
+    if isinstance(facts, ValueError):
+        assert re.match("(is|has|unpacks) ", str(facts))
+        assert str(facts).isprintable()
+        return
+    assert facts.chip in {"", "esp8266", *CHIP_IDS}
+    assert facts.packed <= (facts.chip == "esp8266")
+    assert facts == Facts(facts.chip, packed=facts.packed, md5=facts.md5, sha256=facts.sha256)
 
 
 # -- 4. Time --------------------------------------------------------------------------------------
