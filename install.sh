@@ -8,21 +8,25 @@ DESTDIR=${DESTDIR:-}
 PYTHON=${PYTHON:-/usr/bin/python3}
 HERE=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 PROGRAM=/opt/$NAME
-UNIT=/etc/systemd/system/$NAME.service
+UNITS=/etc/systemd/system
+UNIT=$UNITS/$NAME.service
+SOCKET=$UNITS/$NAME.socket
 SETTINGS=/etc/default/$NAME
 FIRMWARE=/srv/firmware
 
 usage() {
     cat <<END
-Usage: sudo ./install.sh [--uninstall | --help]
+Usage: sudo ./install.sh [--uninstall | --purge | --help]
 
 Without an option: install or upgrade $NAME and start it as a systemd service.
-  program   $PROGRAM/ota_server.py
+  program   $PROGRAM/ota_server.py, and $PROGRAM/ota_fleet/ if it is beside this script
   service   $UNIT
+  socket    $SOCKET  (not enabled)
   settings  $SETTINGS  (never overwritten)
   firmware  $FIRMWARE  (never touched once it exists)
 
   --uninstall  remove program, service and the user $NAME; keep firmware and settings
+  --purge      remove firmware and settings too, and say what
   --help       show this text
 
 Environment:
@@ -89,15 +93,31 @@ make_firmware_folder() {
     chmod 2755 "$DESTDIR$FIRMWARE"
 }
 
+# ota_fleet/ holds what the operator's commands need; the server alone runs without it.
+install_fleet() {
+    remove_fleet
+    for source in "$HERE"/ota_fleet/*.py; do
+        if [ -f "$source" ]; then put "$PROGRAM/ota_fleet/${source##*/}" 0644 <"$source"; fi
+    done
+}
+
+remove_fleet() {
+    rm -rf "$DESTDIR$PROGRAM/ota_fleet/__pycache__"
+    rm -f "$DESTDIR$PROGRAM"/ota_fleet/*.py
+    rmdir "$DESTDIR$PROGRAM/ota_fleet" 2>/dev/null || :
+}
+
 default_settings() {
     cat <<END
 # Settings of $NAME. Remove a leading # to change one, then: sudo systemctl restart $NAME
 # A value ends with its line: write no comment behind it.
+# Only root reads this file (0640 root), so tokens may stand here.
 
 # The folder with the firmware, NAME-MAJOR.MINOR.PATCH.bin
 #OTA_DIR=$FIRMWARE
 
-# The address and port to listen on; 127.0.0.1 is right behind a proxy on this machine.
+# The address and port to listen on; 127.0.0.1 is right behind a proxy on this machine, and so is
+# unix:/run/$NAME/ota.sock. Neither counts where $NAME.socket is enabled.
 #OTA_HOST=127.0.0.1
 #OTA_PORT=8000
 
@@ -108,14 +128,31 @@ default_settings() {
 #OTA_CERT=/etc/ssl/private/ota.pem
 #OTA_KEY=/etc/ssl/private/ota.key
 
-# Connections at the same time
+# Connections at the same time; images on their way at the same time; KB/s of each
 #OTA_MAX_CONNECTIONS=10000
+#OTA_MAX_DOWNLOADS=20
+#OTA_RATE=500
+
+# Who may ask: one token for all, or a file with a token for each project; only from these networks.
+# The user $NAME must be able to read the files: chown root:$NAME, chmod 0640.
+#OTA_TOKEN=a-long-secret
+#OTA_TOKEN_FILE=/etc/$NAME/tokens.json
+#OTA_SIGN_KEY_FILE=/etc/$NAME/sign.key
+#OTA_ALLOW=192.168.0.0/16,fd00::/8
+
+# The page with all releases: on or off. Web pages of which origin may read manifests and images.
+#OTA_LISTING=on
+#OTA_CORS=*
+
+# Behind a proxy: whose X-Forwarded-... is believed; who sends the images instead.
+#OTA_TRUST_PROXY=127.0.0.1,::1
+#OTA_ACCEL=nginx:/_fw/
 END
 }
 
 # setting OTA_X DEFAULT: what the settings file says.
 setting() {
-    value=$(sed -n "s/^$1=//p" "$SETTINGS" | tail -n 1 | tr -d "\"'")
+    value=$(sed -n "s/^$1=//p" "$DESTDIR$SETTINGS" | tail -n 1 | tr -d "\"'")
     printf '%s' "${value:-$2}"
 }
 
@@ -123,23 +160,44 @@ start_service() {
     systemctl daemon-reload
     systemctl --quiet enable "$NAME"
     # Earlier failures must not make systemd refuse this start.
-    systemctl reset-failed "$NAME" 2>/dev/null || :
+    systemctl reset-failed "$NAME.service" "$NAME.socket" 2>/dev/null || :
     if systemctl restart "$NAME"; then return; fi
     if has journalctl; then journalctl -u "$NAME" -n 10 --no-pager -o cat >&2; fi
     die "the service does not start, see above; settings are in $SETTINGS"
 }
 
-tell() {
-    host=$(setting OTA_HOST '')
+# server_url HOST PORT: what to type on another machine.
+server_url() {
+    host=$1
     case $host in
         '' | 0.0.0.0 | ::) host=$(hostname -I 2>/dev/null | cut -d ' ' -f 1) || host='' ;;
     esac
     case $host in *:*) host="[$host]" ;; esac
     scheme=http
-    if [ -n "$(setting OTA_CERT '')" ]; then scheme=https; fi
+    # The certificate may be one that systemd hands over: see LoadCredential= in the unit.
+    cert=$(systemctl show -P Environment "$NAME" | sed -n '/OTA_CERT=/p')$(setting OTA_CERT '')
+    if [ -n "$cert" ]; then scheme=https; fi
+    printf '%s' "$scheme://${host:-$(uname -n)}:$2"
+}
+
+tell() {
+    host=$(setting OTA_HOST '')
+    port=$(setting OTA_PORT 8000)
+    if systemctl --quiet is-active "$NAME.socket"; then
+        host=''
+        port=$(systemctl show -P Listen "$NAME.socket" | sed 's/ .*//; s/.*://; q')
+    fi
+    case $host$port in
+        unix:* | /*) say "Server:   listens on ${host:-$port}, for a proxy on this machine" ;;
+        *)
+            url=$(server_url "$host" "$port")
+            say "Server:   $url/NAME  (is it well? $url/healthz)"
+            if [ -d "$PROGRAM/ota_fleet" ]; then
+                say "Check:    $PYTHON $PROGRAM/ota_server.py check $url/NAME"
+            fi
+            ;;
+    esac
     folder=$(setting OTA_DIR "$FIRMWARE")
-    url=$scheme://${host:-$(uname -n)}:$(setting OTA_PORT 8000)
-    say "Server:   $url/NAME  (is it well? $url/healthz)"
     say "Firmware: copy NAME-MAJOR.MINOR.PATCH.bin to $folder, for example $folder/sensor-1.0.0.bin"
     say "Settings: $SETTINGS"
     say "Log:      sudo journalctl -u $NAME -f"
@@ -148,11 +206,13 @@ tell() {
 install_all() {
     need_root
     need_python
-    for source in ota_server.py "$NAME.service"; do
+    for source in ota_server.py "$NAME.service" "$NAME.socket"; do
         [ -f "$HERE/$source" ] || die "$source is not beside install.sh"
     done
     if [ -z "$DESTDIR" ]; then make_user; fi
     put "$PROGRAM/ota_server.py" 0644 <"$HERE/ota_server.py"
+    install_fleet
+    put "$SOCKET" 0644 <"$HERE/$NAME.socket"
     sed "s|/usr/bin/python3 |$PYTHON |" "$HERE/$NAME.service" | put "$UNIT" 0644
     # Only root reads the settings, systemd is root: secrets may stand there.
     if [ ! -e "$DESTDIR$SETTINGS" ]; then default_settings | put "$SETTINGS" 0640; fi
@@ -180,24 +240,54 @@ remove_user() {
     fi
 }
 
-uninstall_all() {
+remove_all() {
     need_root
-    if systemd_runs; then systemctl --quiet disable --now "$NAME" 2>/dev/null || :; fi
-    rm -f "$DESTDIR$UNIT" "$DESTDIR$PROGRAM/ota_server.py"
+    if systemd_runs; then
+        for unit in "$NAME.socket" "$NAME.service"; do
+            systemctl --quiet disable --now "$unit" 2>/dev/null || :
+        done
+    fi
+    rm -f "$DESTDIR$UNIT" "$DESTDIR$SOCKET" "$DESTDIR$PROGRAM/ota_server.py"
+    remove_fleet
     rmdir "$DESTDIR$PROGRAM" 2>/dev/null || :
     if systemd_runs; then
         systemctl daemon-reload
-        systemctl reset-failed "$NAME" 2>/dev/null || :
+        systemctl reset-failed "$NAME.service" "$NAME.socket" 2>/dev/null || :
     fi
     if [ -z "$DESTDIR" ]; then remove_user; fi
     say "$NAME is removed."
+}
+
+uninstall_all() {
+    remove_all
     say "Kept: firmware in $DESTDIR$FIRMWARE and settings in $DESTDIR$SETTINGS."
+}
+
+# erase WHAT PATH: removes it, if it is there, and says so.
+erase() {
+    if [ ! -e "$DESTDIR$2" ] && [ ! -L "$DESTDIR$2" ]; then return; fi
+    if rm -rf "$DESTDIR$2"; then say "Removed: $1 $DESTDIR$2"; else say "Still there: $DESTDIR$2"; fi
+}
+
+purge_all() {
+    folder=$FIRMWARE
+    if [ -r "$DESTDIR$SETTINGS" ]; then folder=$(setting OTA_DIR "$FIRMWARE"); fi
+    remove_all
+    files=$(find "$DESTDIR$FIRMWARE" -type f 2>/dev/null | wc -l)
+    erase "$((files)) files of firmware in" "$FIRMWARE"
+    erase "settings in" "$SETTINGS"
+    erase "changes to the service in" "$UNIT.d"
+    erase "changes to the socket in" "$SOCKET.d"
+    if [ "$folder" != "$FIRMWARE" ] && [ -e "$DESTDIR$folder" ]; then
+        say "Kept: $folder, which OTA_DIR named."
+    fi
 }
 
 if [ $# -gt 1 ]; then usage >&2; exit 2; fi
 case ${1:-} in
     '') install_all ;;
     --uninstall) uninstall_all ;;
+    --purge) purge_all ;;
     --help | -h) usage ;;
     *) say "install.sh: unknown option $1" >&2; usage >&2; exit 2 ;;
 esac

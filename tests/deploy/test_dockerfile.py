@@ -9,9 +9,15 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.core.wire import started
 
 from .test_install import ROOT, program, run
 from .test_unit import options_in, options_in_help
@@ -66,12 +72,12 @@ def answering(status: int) -> Iterator[int]:
     assert paths == ["/healthz"]
 
 
-def checked(port: int) -> subprocess.CompletedProcess[str]:
+def checked(port: int = 0, **settings: str) -> subprocess.CompletedProcess[str]:
     """Return the finished health check of whatever listens on a port of this machine."""
     [python, *arguments] = health_command()
     assert python == "python3"
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OTA_")}
-    return run([sys.executable, *arguments], env=clean | {"OTA_PORT": str(port)})
+    return run([sys.executable, *arguments], env=clean | {"OTA_PORT": str(port)} | settings)
 
 
 def test_health_check_passes_while_the_server_is_well() -> None:
@@ -94,6 +100,31 @@ def test_health_check_fails_when_nobody_listens() -> None:
         assert checked(bound.getsockname()[1]).returncode == 1
 
 
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "127.0.0.1"])  # noqa: S104
+def test_health_check_asks_the_address_that_is_listened_on(host: str, folder: Path) -> None:
+    """All addresses among them; a single one might not answer on 127.0.0.1."""
+    env = {"OTA_HOST": host, "OTA_DIR": str(folder), "OTA_PORT": "0"}
+    with started(folder.parent, env=env) as script:
+        assert checked(script.port, OTA_HOST=host).returncode == 0
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("place", ["port", "unix"])
+def test_health_check_asks_as_the_settings_say(
+    place: str, scheme: str, folder: Path, certificate: Path
+) -> None:
+    """A unix socket, HTTPS, and a server that lets nobody else in: /healthz is open."""
+    with tempfile.TemporaryDirectory() as directory:  # its path is short enough for a socket's
+        host = f"unix:{directory}/ota.sock" if place == "unix" else "127.0.0.1"
+        env = {"OTA_HOST": host, "OTA_CERT": str(certificate) if scheme == "https" else ""}
+        closed = {"OTA_TOKEN": "secret", "OTA_ALLOW": "192.0.2.0/24"}
+        more = {"OTA_DIR": str(folder), "OTA_PORT": "0"}
+        with started(folder.parent, env=env | closed | more) as script:
+            done = checked(script.port, **env)
+            assert (done.returncode, done.stderr) == (0, "")
+        assert checked(script.port, **env).returncode == 1
+
+
 def test_health_check_needs_nothing_but_python() -> None:
     """The slim image has neither curl nor wget, and no shell is started for it."""
     assert health_command()[:3] == ["python3", "-I", "-c"]
@@ -111,7 +142,7 @@ def test_server_is_process_1_and_takes_options() -> None:
     """Exec form: signals reach the server, and what follows the image's name is appended."""
     assert json.loads(values("ENTRYPOINT")[0]) == ["python3", "-I", "/app/ota_server.py"]
     assert values("CMD") == []
-    assert values("STOPSIGNAL") == ["SIGTERM"]
+    assert values("STOPSIGNAL") == ["SIGINT"]  # which Python handles before the server does
 
 
 def test_user_is_a_number_and_not_root() -> None:
@@ -121,7 +152,7 @@ def test_user_is_a_number_and_not_root() -> None:
 
 def test_user_cannot_change_the_program() -> None:
     """Copied as root, and nothing after that gives it away."""
-    assert values("COPY") == ["ota_server.py /app/"]
+    assert values("COPY") == ["ota_server.py /app/", "ota_fleet /app/ota_fleet/"]
     assert not re.search("chown", DOCKERFILE.read_text())
 
 
@@ -136,7 +167,7 @@ def test_documented_call_finds_port_and_folder() -> None:
 def test_server_knows_every_setting_of_the_image() -> None:
     """The health check's variables among them."""
     used = options_in(DOCKERFILE.read_text())
-    assert used == {"--dir", "--port", "--cert"}
+    assert used == {"--dir", "--host", "--port", "--cert"}
     assert used <= options_in_help()
 
 
@@ -145,7 +176,9 @@ def test_build_context_is_exactly_what_is_copied() -> None:
     first, *exceptions = IGNORE.read_text().split()
     assert first == "*"
     copied = {source for rest in values("COPY") for source in rest.split()[:-1]}
-    assert set(exceptions) == {f"!{source}" for source in copied}
+    packages = {source for source in copied if "." not in source}
+    python = {f"{package}/*.py" for package in packages}  # and nothing that Python compiled
+    assert set(exceptions) == {f"!{source}" for source in copied - packages | python}
 
 
 def test_everything_copied_exists() -> None:

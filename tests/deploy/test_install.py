@@ -15,16 +15,23 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "install.sh"
 PROGRAM = "opt/ota-server/ota_server.py"
 UNIT = "etc/systemd/system/ota-server.service"
+SOCKET = "etc/systemd/system/ota-server.socket"
 SETTINGS = "etc/default/ota-server"
 FIRMWARE = "srv/firmware"
+FLEET = {f"opt/ota-server/ota_fleet/{path.name}" for path in (ROOT / "ota_fleet").glob("*.py")}
+INSTALLED = {PROGRAM, UNIT, SOCKET, SETTINGS} | FLEET
 
 
 def install(
-    destination: Path, *options: str, cwd: Path = ROOT, **environment: str
+    destination: Path,
+    *options: str,
+    script: Path = SCRIPT,
+    cwd: Path = ROOT,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Return the finished run of install.sh below `destination`, whatever its exit status."""
     settings = {"DESTDIR": str(destination), "PYTHON": sys.executable, **environment}
-    return run(["sh", str(SCRIPT), *options], cwd=cwd, env=os.environ | settings)
+    return run(["sh", str(script), *options], cwd=cwd, env=os.environ | settings)
 
 
 def run(
@@ -84,14 +91,22 @@ def test_installs_program_unit_settings_and_firmware_folder(tmp_path: Path) -> N
     """Nothing else is left behind, no temporary name either."""
     done = install(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert files_below(tmp_path) == {PROGRAM, UNIT, SETTINGS}
+    assert files_below(tmp_path) == INSTALLED
+    assert (tmp_path / SOCKET).read_bytes() == (ROOT / "ota-server.socket").read_bytes()
     assert (tmp_path / PROGRAM).read_bytes() == (ROOT / "ota_server.py").read_bytes()
     assert (tmp_path / FIRMWARE).is_dir()
 
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [(PROGRAM, 0o644), (UNIT, 0o644), (SETTINGS, 0o640), (FIRMWARE, 0o2755), ("opt", 0o755)],
+    [
+        (PROGRAM, 0o644),
+        (UNIT, 0o644),
+        (SOCKET, 0o644),
+        (SETTINGS, 0o640),
+        (FIRMWARE, 0o2755),
+        ("opt", 0o755),
+    ],
 )
 def test_modes_do_not_depend_on_the_umask(tmp_path: Path, path: str, expected: int) -> None:
     """A strict umask of the caller would hide the program from the service."""
@@ -109,12 +124,14 @@ def test_second_install_keeps_edited_settings_and_firmware(tmp_path: Path) -> No
     (tmp_path / FIRMWARE).chmod(0o700)
     (tmp_path / PROGRAM).write_text("old")
     (tmp_path / UNIT).write_text("old")
+    (tmp_path / SOCKET).write_text("old")
     assert install(tmp_path).returncode == 0
     assert (tmp_path / SETTINGS).read_text() == "OTA_PORT=9000\n"
-    assert files_below(tmp_path) == {PROGRAM, UNIT, SETTINGS, f"{FIRMWARE}/sensor-1.0.0.bin"}
+    assert files_below(tmp_path) == INSTALLED | {f"{FIRMWARE}/sensor-1.0.0.bin"}
     assert mode(tmp_path / FIRMWARE) == 0o700
     assert (tmp_path / PROGRAM).read_bytes() == (ROOT / "ota_server.py").read_bytes()
     assert "ExecStart=" in (tmp_path / UNIT).read_text()
+    assert "ListenStream=" in (tmp_path / SOCKET).read_text()
 
 
 def test_upgrade_replaces_the_program_instead_of_writing_into_it(tmp_path: Path) -> None:
@@ -159,10 +176,99 @@ def test_uninstall_leaves_foreign_files_beside_the_program(tmp_path: Path) -> No
     assert "opt/ota-server/cert.pem" in files_below(tmp_path)
 
 
-def test_uninstall_of_nothing_succeeds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--uninstall", "--purge"])
+def test_uninstall_of_nothing_succeeds(tmp_path: Path, option: str) -> None:
     """Running it twice is safe as well."""
-    assert install(tmp_path, "--uninstall").returncode == 0
+    done = install(tmp_path, option)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Removed" not in done.stdout
     assert files_below(tmp_path) == set()
+
+
+def test_purge_removes_firmware_settings_and_changes_and_names_them(tmp_path: Path) -> None:
+    """What `systemctl edit` made is a setting, too."""
+    install(tmp_path)
+    for name in ("sensor-1.0.0.bin", "lamp/lamp-1.0.0.bin"):
+        (tmp_path / FIRMWARE / name).parent.mkdir(exist_ok=True)
+        (tmp_path / FIRMWARE / name).write_bytes(b"\xe9")
+    for unit in (UNIT, SOCKET):
+        (tmp_path / f"{unit}.d").mkdir()
+        (tmp_path / f"{unit}.d" / "override.conf").write_text("")
+    done = install(tmp_path, "--purge")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files_below(tmp_path) == set()
+    assert not (tmp_path / FIRMWARE).exists()
+    assert done.stdout.splitlines() == [
+        "ota-server is removed.",
+        f"Removed: 2 files of firmware in {tmp_path}/{FIRMWARE}",
+        f"Removed: settings in {tmp_path}/{SETTINGS}",
+        f"Removed: changes to the service in {tmp_path}/{UNIT}.d",
+        f"Removed: changes to the socket in {tmp_path}/{SOCKET}.d",
+    ]
+
+
+def test_purge_keeps_firmware_that_lies_elsewhere(tmp_path: Path) -> None:
+    """Only what the script has made goes; a link is removed, not what it leads to."""
+    install(tmp_path)
+    elsewhere = tmp_path / "home/pi/firmware"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "sensor-1.0.0.bin").write_bytes(b"\xe9")
+    (tmp_path / FIRMWARE).rmdir()
+    (tmp_path / FIRMWARE).symlink_to(elsewhere)
+    (tmp_path / SETTINGS).write_text('OTA_DIR="/home/pi/firmware"\n')
+    done = install(tmp_path, "--purge")
+    assert files_below(tmp_path) == {"home/pi/firmware/sensor-1.0.0.bin"}
+    assert not (tmp_path / FIRMWARE).is_symlink()
+    assert done.stdout.splitlines()[-1] == "Kept: /home/pi/firmware, which OTA_DIR named."
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with an ota_fleet/ that holds more than Python files; its install.sh."""
+    folder = tmp_path / "checkout"
+    (folder / "ota_fleet/__pycache__").mkdir(parents=True)
+    for name in ("install.sh", "ota_server.py", "ota-server.service", "ota-server.socket"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("__init__.py", "doctor.py", "notes.txt", "__pycache__/doctor.pyc"):
+        (folder / "ota_fleet" / name).write_text("")
+    return folder / "install.sh"
+
+
+def fleet_below(folder: Path) -> set[str]:
+    """What is installed of ota_fleet/."""
+    return {Path(name).name for name in files_below(folder) if "ota_fleet" in name}
+
+
+def test_fleet_is_installed_as_python_files_and_renewed(tmp_path: Path, checkout: Path) -> None:
+    """What an upgrade no longer has must not stay importable."""
+    root = tmp_path / "root"
+    assert install(root, script=checkout).returncode == 0
+    assert fleet_below(root) == {"__init__.py", "doctor.py"}
+    assert mode(root / "opt/ota-server/ota_fleet/doctor.py") == 0o644
+    (checkout.parent / "ota_fleet/doctor.py").rename(checkout.parent / "ota_fleet/surgeon.py")
+    assert install(root, script=checkout).returncode == 0
+    assert fleet_below(root) == {"__init__.py", "surgeon.py"}
+
+
+def test_without_the_fleet_the_script_alone_is_installed(tmp_path: Path, checkout: Path) -> None:
+    """One copied file is enough for the server."""
+    shutil.rmtree(checkout.parent / "ota_fleet")
+    done = install(tmp_path / "root", script=checkout)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files_below(tmp_path / "root") == {PROGRAM, UNIT, SOCKET, SETTINGS}
+
+
+def test_uninstall_takes_the_fleet_and_what_python_made_of_it(
+    tmp_path: Path, checkout: Path
+) -> None:
+    """Root who called a command has left compiled files there."""
+    root = tmp_path / "root"
+    install(root, script=checkout)
+    compiled = root / "opt/ota-server/ota_fleet/__pycache__"
+    compiled.mkdir()
+    (compiled / "doctor.cpython-311.pyc").write_text("")
+    assert install(root, "--uninstall", script=checkout).returncode == 0
+    assert not (root / "opt/ota-server").exists()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +286,8 @@ def test_help_names_every_option_and_place(tmp_path: Path) -> None:
     """--help goes to standard output and changes nothing."""
     done = install(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for word in ("--uninstall", "--help", f"/{PROGRAM}", f"/{UNIT}", f"/{SETTINGS}", "DESTDIR"):
+    words = ("--uninstall", "--purge", "--help", "DESTDIR")
+    for word in (*words, f"/{PROGRAM}", f"/{UNIT}", f"/{SOCKET}", f"/{SETTINGS}"):
         assert word in done.stdout
     assert files_below(tmp_path) == set()
 
