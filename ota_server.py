@@ -374,9 +374,9 @@ def _mongoose(file: FileIO) -> Facts:
             if broken := archive.testzip():
                 raise ValueError(_WRONG.format(f"CRC of {printable(broken)}"))
             first = {each.filename.rpartition("/")[2]: each for each in members[:1]}
-            manifest = json.loads(archive.read(first["manifest.json"]))
+            about = json.loads(archive.read(first["manifest.json"]))
         chips = {chip: chip for chip in ("esp8266", *ESP32_CHIPS.values())}
-        needed = [manifest[name] for name in ("platform", "version", "build_id", "parts")]
+        needed = [about[name] for name in ("platform", "version", "build_id", "parts")]
         return Facts(chips[needed[0].lower()])
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, OverflowError) as err:
         raise ValueError(_WRONG.format("zip data")) from err  # OSError: an offset before the file
@@ -1537,18 +1537,25 @@ _LATEST = re.compile(r"latest(-minimal|-safeboot)?(?:\.bin|\.bin\.gz)?")  # suff
 _ABOUT = {"manifest.json", "esp32fota.json", "versions", "_catalog"}  # of all, without parent
 
 
+@functools.lru_cache(maxsize=64)  # a fleet asks for the same few again and again
+def _parts(path: str) -> tuple[str, str, str, str]:
+    """Of a path: project, last part and the one before it, and the stem of that if it is a file."""
+    _, parent, name = ("", "", *path.rstrip("/").split("/"))[-3:]
+    image = _image_path(name)
+    if not image or image in _ABOUT:
+        return parent, name, parent, ""
+    if parent and (latest := _LATEST.fullmatch(image)):
+        return parent + (latest[1] or ""), name, parent, ""
+    match = _FILE_NAME.fullmatch(image)
+    return image, image, parent, match["stem"] if match else ""
+
+
 def read_path(catalog: Catalog, request: Request) -> Wanted:
     """What the request is about; guards and endpoints must ask the same function."""
-    _, parent, name = ("", "", *request.path.rstrip("/").split("/"))[-3:]
-    if name == "update" and (dev := parameter(request.query, "dev")):
+    project, name, parent, stem = _parts(request.path)
+    if name == "update" and request.query and (dev := parameter(request.query, "dev")):
         return Wanted(dev)
-    name = _image_path(name)
-    if not name or name in _ABOUT:
-        return Wanted(parent)
-    if parent and (latest := _LATEST.fullmatch(name)):
-        return Wanted(parent + (latest[1] or ""))
-    match = _FILE_NAME.fullmatch(name)
-    return _wanted_file(catalog, parent, name, match["stem"]) if match else Wanted(name)
+    return _wanted_file(catalog, parent, name, stem) if stem else Wanted(project)
 
 
 def _wanted_file(catalog: Catalog, parent: str, name: str, stem: str) -> Wanted:
