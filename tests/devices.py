@@ -8,7 +8,9 @@ device, which retries for up to a minute, they see at once that a connection has
 close it as the devices do: without a TLS close_notify.
 
 Sources: ESP8266httpUpdate.cpp, ESP8266HTTPClient.cpp, Updater.cpp, Esp.cpp and eboot.c of
-esp8266/Arduino; HTTPUpdate.cpp, HTTPClient.cpp and Updater.cpp of arduino-esp32 3.1.3.
+esp8266/Arduino; HTTPUpdate.cpp, HTTPClient.cpp and Updater.cpp of arduino-esp32 3.1.3, and for
+Esp32Newest those of its master a5f17797. Whatever does not use these libraries as they are stands
+in clients.py.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ ERRORS |= {-7: "no HTTP server", -9: "Transfer-Encoding not supported", -11: "re
 ERRORS |= {-100: "Not enough space", -101: "Server did not report size"}
 ERRORS |= {-102: "File not found (404)", -103: "Forbidden (403)", -104: "Wrong HTTP code"}
 ERRORS |= {-105: "Faulty MD5", -106: "Verify bin header failed", -108: "Unauthorized (401)"}
-ERRORS |= {-107: "New binary does not fit flash size", 6: "Stream Read Timeout"}
+ERRORS |= {-107: "New binary does not fit flash size", -109: "Wrong SHA256"}
+ERRORS |= {6: "Stream Read Timeout"}
 ERRORS |= {7: "MD5 Check Failed", 9: "Could Not Activate The Firmware", 10: "Wrong Magic Byte"}
 ERRORS |= {15: "Update already running"}
 
@@ -99,6 +102,12 @@ class Link:
             pass
         return bytes(self.buffer[:count])
 
+    def take(self, count: int, timeout: float) -> bytes:
+        """As peek(), and they are read."""
+        data = self.peek(count, timeout)
+        del self.buffer[: len(data)]
+        return data
+
     def head(self, timeout: float) -> tuple[int, dict[str, str]]:
         """Status (0: none) and header fields: handleHeaderResponse() in either HTTPClient.cpp.
 
@@ -113,6 +122,37 @@ class Link:
                 name, value = line.lower().partition(":")[0], line.partition(":")[2].strip()
                 fields[name] = f"{fields[name]},{value}" if fields.get(name) else value
         return status, fields
+
+
+def dial(
+    where: tuple[str, int], host: str, tls_ca: Path | None, names: Sequence[str], timeout: float
+) -> socket.socket:
+    """A connection; with `tls_ca` over TLS 1.2 to a host that its certificate names.
+
+    `names` are the kinds of subjectAltName that count. Raises OSError for whatever prevents it.
+    """
+    plain = socket.create_connection(where, timeout)
+    if not tls_ca:
+        return plain
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # Python's rules for names are not those of the devices
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(tls_ca)
+    secure = context.wrap_socket(plain, server_hostname=host)
+    if not name_matches(secure.getpeercert() or {}, host, names):
+        secure.close()
+        raise ssl.SSLCertVerificationError(host)
+    return secure
+
+
+def host_field(host: str, port: int) -> str:
+    """The value of Host: the port is left out when it is one of the usual ones."""
+    return host if port in (80, 443) else f"{host}:{port}"
+
+
+def basic_credentials(user: str) -> str:
+    """The value of Authorization for "user:password"; empty when there is no user."""
+    return user and "Basic " + base64.b64encode(user.encode()).decode()
 
 
 def name_matches(certificate: Mapping[str, Any], host: str, kinds: Sequence[str]) -> bool:
@@ -222,6 +262,12 @@ def _crc(data: bytes) -> int:
     return int(f"{zlib.crc32(data.translate(mirrored)) ^ 0xFFFFFFFF:032b}"[::-1], 2)
 
 
+def version_of(image: bytes) -> str:
+    """The version that a sketch has compiled in; empty when there is none."""
+    marker = MARKER.search(image)
+    return marker[2].decode() if marker else ""
+
+
 # -- 3. The devices -------------------------------------------------------------------------------
 
 
@@ -239,6 +285,7 @@ class Device(ABC):
     free_space: int  # bytes that a sketch may have
     fs_size: int  # bytes of the file system's partition
     mode: str = "sketch"  # or "spiffs", to update the file system
+    tells_version: bool = True  # the sketch passes its version to update()
     user: str = ""  # "user:password" for Basic
     tls_ca: Path | None = None  # PEM; with it, https
     timeout: float = 8.0  # seconds to connect, and between two pieces of the head
@@ -252,15 +299,20 @@ class Device(ABC):
 
     REQUEST: ClassVar[str]
     STATUSES: ClassVar[Mapping[int, int]]  # HTTP status -> error; any other is -104
+    NO_UPDATES: ClassVar[Sequence[int]] = (304,)
     CODINGS: ClassVar[Sequence[str]]  # of Transfer-Encoding; any other is -9
     NAMES: ClassVar[Sequence[str]]  # the kinds of subjectAltName that count
     MD5S: ClassVar[slice]  # which x-MD5 of several count; they are joined
 
     @property
     def version(self) -> str:
-        """The version that the running sketch sends; empty when it sends none."""
-        marker = MARKER.search(self.image)
-        return marker[2].decode() if marker else ""
+        """The version of the running sketch, empty when it has none."""
+        return version_of(self.image)
+
+    @property
+    def told_version(self) -> str:
+        """The version that it sends; empty when it sends none."""
+        return self.version if self.tells_version else ""
 
     @property
     @abstractmethod
@@ -279,8 +331,8 @@ class Device(ABC):
 
     def request(self, mode: str = "sketch") -> bytes:
         """The request, byte for byte; a field without a value is left out."""
-        host = self.host if self.port in (80, 443) else f"{self.host}:{self.port}"
-        basic = self.user and "Basic " + base64.b64encode(self.user.encode()).decode()
+        host = host_field(self.host, self.port)
+        basic = basic_credentials(self.user)
         text = self.REQUEST.format(self, host=host, basic=basic, mode=mode)
         lines = [line for line in text.split("\n") if line and not line.endswith(": ")]
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
@@ -291,13 +343,13 @@ class Device(ABC):
         try:
             with contextlib.closing(self._connect()) as connection:
                 link = self._ask(connection, self.mode)
-                if self.last_status == 304:
+                if self.last_status in self.NO_UPDATES:
                     return "HTTP_UPDATE_NO_UPDATES"
                 received = self._receive(link)
-            if self.mode == "spiffs":
-                self.filesystem = received
-            else:
+            if self.mode == "sketch":
                 self._restart_into(received)
+            else:
+                self.filesystem = received
         except Failed as failure:
             self.last_error = failure.args[0]
             return "HTTP_UPDATE_FAILED"
@@ -311,23 +363,11 @@ class Device(ABC):
     def _connect(self) -> socket.socket:
         """The connection. Raises Failed(-1) for whatever prevents it, a certificate included."""
         self.last_request, self.last_status, self.last_headers = b"", 0, {}
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False  # Python's rules for names are not those of the devices
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
-        if self.tls_ca:
-            context.load_verify_locations(self.tls_ca)
+        where = (self.address or self.host, self.port)
         try:
-            where = (self.address or self.host, self.port)
-            plain = socket.create_connection(where, self.timeout)
-            if not self.tls_ca:
-                return plain
-            secure = context.wrap_socket(plain, server_hostname=self.host)
+            return dial(where, self.host, self.tls_ca, self.NAMES, self.timeout)
         except OSError as error:
             raise Failed(-1) from error
-        if not name_matches(secure.getpeercert() or {}, self.host, self.NAMES):
-            secure.close()
-            raise Failed(-1)
-        return secure
 
     def _ask(self, connection: socket.socket, mode: str) -> Link:
         """Sends the request and notes the head of the response; the body is next in the link."""
@@ -401,7 +441,7 @@ x-ESP8266-sketch-md5: {0.sketch_md5}
 x-ESP8266-chip-size: {0.chip_size}
 x-ESP8266-sdk-version: 2.2.2-dev(38a443e)
 x-ESP8266-mode: {mode}
-x-ESP8266-version: {0.version}
+x-ESP8266-version: {0.told_version}
 Content-Length: 0
 """
     STATUSES = MappingProxyType({401: -108, 403: -103, 404: -102})  # .cpp:244-377
@@ -493,7 +533,7 @@ x-ESP32-sketch-sha256: {0.sketch_sha256}
 x-ESP32-chip-size: {0.chip_size}
 x-ESP32-sdk-version: v5.3.2-282-gcfea4f7c98-dirty
 x-ESP32-mode: {mode}
-x-ESP32-version: {0.version}
+x-ESP32-version: {0.told_version}
 """
     STATUSES = MappingProxyType({403: -103, 404: -102})  # HTTPUpdate.cpp:250-376
     CODINGS = ("chunked", "identity")  # HTTPClient.cpp:1264-1270
@@ -532,6 +572,59 @@ x-ESP32-version: {0.version}
         except Bricked as flaw:
             raise Failed(9) from flaw  # Updater.cpp _verifyEnd()
         self.image = received
+
+
+@dataclass(slots=True, kw_only=True)
+class Esp32Newest(Esp32):
+    """An ESP32 with HTTPUpdate of master a5f17797: x-SHA256, more file systems, no stuck state."""
+
+    partitions: Sequence[str] = ("littlefs",)  # the file systems in its partition table
+    sha256_path: str = ""  # setSHA256sumUrl(), on the same server; empty: not set
+    sidecar: str = ""  # what came from there
+
+    NO_UPDATES = (204, 304)
+    FILE_SYSTEMS: ClassVar[Sequence[str]] = ("spiffs", "fatfs", "littlefs")
+
+    def _connect(self) -> socket.socket:
+        """The file with the digest is fetched first, on a connection of its own."""
+        self.sidecar = self._fetch_digest() if self.sha256_path else ""
+        return super(Esp32Newest, self)._connect()
+
+    def _receive(self, link: Link) -> bytes:
+        """What is wrong with the SHA-256 fails; a field of the answer overrides the file."""
+        if self.last_status == 200 and self.mode != "sketch" and not self._partition():
+            raise Failed(-108)  # HTTP_UE_NO_PARTITION
+        try:
+            body = super(Esp32Newest, self)._receive(link)
+        finally:
+            self.stuck = False  # Update.abort() on every way out
+        expected = self.last_headers.get("x-sha256", "").rpartition(",")[2] or self.sidecar
+        if not expected and not self.sha256_path:
+            return body
+        if expected.lower() != hashlib.sha256(body).hexdigest():
+            raise Failed(-109)
+        return body
+
+    def _partition(self) -> str:
+        """The one that the mode writes, empty when there is none; "flashfs" takes any."""
+        wanted = self.FILE_SYSTEMS if self.mode == "flashfs" else (self.mode,)
+        return next((label for label in wanted if label in self.partitions), "")
+
+    def _fetch_digest(self) -> str:
+        """The first token of 64 hex digits in 512 bytes, or nothing: HTTPUpdateChecksum.cpp."""
+        lines = [
+            f"GET {self.sha256_path} HTTP/1.0",
+            f"Host: {host_field(self.host, self.port)}",
+            "User-Agent: ESP32HTTPClient",
+            "Connection: close",
+        ]
+        with contextlib.closing(super(Esp32Newest, self)._connect()) as connection:
+            connection.sendall("\r\n".join([*lines, "", ""]).encode())
+            link = Link(connection)
+            status, _ = link.head(self.timeout)
+            text = link.take(512, self.timeout).decode("latin-1") if status == 200 else ""
+        token = re.search(r"(?<![0-9A-Fa-f])[0-9A-Fa-f]{64}(?![0-9A-Fa-f])", text)
+        return token[0] if token else ""
 
 
 def _md5(data: bytes) -> str:
