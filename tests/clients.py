@@ -12,6 +12,7 @@ and ESPHome send more fields than here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -769,7 +770,13 @@ class MongooseOs(Client):
         same = all(manifest[key] == running[key] for key in ("version", "build_id"))
         need(not same, "Version is the same as current")
         files = dict(members)
-        return {key: self._part(manifest["parts"], key, files) for key in self._wanted()}
+        parts = {key: self._part(manifest["parts"], key, files) for key in self._wanted()}
+        if self.arch in CHIP_IDS:  # esp_ota_end()
+            with contextlib.suppress(Bricked):
+                check_esp32(parts["app"], self.arch)
+                return parts
+            raise Stop("Failed to finalize app write")
+        return parts
 
     def _wanted(self) -> tuple[str, str]:
         return ("fw" if self.arch == "esp8266" else "app", "fs")

@@ -1,9 +1,10 @@
 """The `requests` of MicroPython 1.29, as far as a script can tell: micropython-lib ee4bb8ff.
 
 Its rules, from requests/__init__.py:37, 159-184 and 215-267: HTTP/1.1, the caller's header fields
-in the order of the dict (which is none in MicroPython), Host without a port, Connection: close, no User-Agent; header names keep the
-server's spelling; a line that ends in a bare LF is a ValueError, and so are a body that is too
-short and a Location where no redirect is. It runs in CPython and in MicroPython.
+in the order of the dict (which is none in MicroPython), Host without a port, Connection: close, no
+User-Agent; header names keep the server's spelling; a line that ends in a bare LF is a ValueError,
+and so are a body that is too short and a Location where no redirect is. It runs in CPython and in
+MicroPython.
 
 `raw` gives at most 4 KB at a time, and `content` at most 4 KB in all: a board has no room for more.
 """
