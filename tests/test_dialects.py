@@ -441,6 +441,13 @@ def test_esphome_shows_an_update_and_its_notes_and_installs_it(
         assert device.check() == "UPDATE_STATE_NO_UPDATE"
 
 
+def test_esphome_takes_the_token_in_the_query_along(serving: Any, firmware: Path) -> None:
+    with serving(firmware, token=TOKEN) as place:
+        device = home(place, f"/sensor/manifest.json?token={TOKEN}", user="")
+        assert device.check() == "UPDATE_STATE_AVAILABLE"
+        assert device.perform() == "OTA_RESPONSE_OK"
+
+
 def test_esphome_finds_the_notes_behind_the_link(serving: Any, firmware: Path) -> None:
     with serving(firmware) as place:
         device = home(place, "/sensor/manifest.json")
@@ -743,7 +750,7 @@ def on_board(place: Place, path: str, version: str, chip: int = 0, size: int = 1
     folders = [str(BOARD), str(EXAMPLES / "micropython")]
     program = f"import sys; sys.path[:0] = {folders!r}\n{program}"
     done = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        [sys.executable, "-B", "-c", program], check=True, capture_output=True, text=True
     )
     return list(json.loads(done.stdout.splitlines()[-1]))
 

@@ -90,6 +90,26 @@ void checkForUpdate() {
   }
 }
 
+// The files of LittleFS, updated the same way: <project>-<version>.littlefs.bin on the server, as
+// `pio run -t buildfs` or the upload tool of the IDE makes it. The whole file system is replaced.
+// Call it where checkForUpdate() is called, and keep the version of the files in the sketch, too.
+/*
+#include <LittleFS.h>
+#define FILES_VERSION "1.0.0"
+
+void checkForFiles() {
+  Client client;
+  prepare(client);
+  String url = String(SCHEME) + "://" + OTA_HOST + ":" + OTA_PORT + "/" + OTA_PROJECT;
+  LittleFS.end();
+  ESPhttpUpdate.rebootOnUpdate(false);
+  t_httpUpdate_return result = ESPhttpUpdate.updateFS(client, url, FILES_VERSION);
+  ESPhttpUpdate.rebootOnUpdate(true);
+  LittleFS.begin();
+  Serial.printf("files: %d %s\n", result, ESPhttpUpdate.getLastErrorString().c_str());
+}
+*/
+
 void setup() {
   Serial.begin(115200);
   WiFi.mode(WIFI_STA);
