@@ -7,6 +7,7 @@ fault of the server shows as a device that keeps its old version, loops, or rais
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import shutil
@@ -86,24 +87,24 @@ class Place:
         return {"host": "127.0.0.1", "port": self.port, "tls_ca": self.tls_ca, "user": user}
 
 
+@contextmanager
+def serve(folder: Path, pem: Path | None, **settings: Any) -> Iterator[Place]:
+    """The server over this folder; with a certificate over TLS."""
+    tls = {"tls": ota_server.tls_context(str(pem), "")} if pem else {}
+    with running(site_of(folder, **settings), **tls) as server:
+        yield Place(server, server.server_address[1], pem, str(settings.get("token", "")))
+
+
 @pytest.fixture(params=["plain", "tls"])
-def transport(request: pytest.FixtureRequest) -> str:
-    """Whether the tests below speak TLS."""
-    return str(request.param)
+def serving(request: pytest.FixtureRequest, certificate: Path) -> Callable[..., Any]:
+    """Starts the server, once plain and once over TLS."""
+    return functools.partial(serve, pem=certificate if request.param == "tls" else None)
 
 
 @pytest.fixture
-def serving(transport: str, certificate: Path) -> Callable[..., Any]:
-    """Starts the server over a folder."""
-
-    @contextmanager
-    def start(folder: Path, **settings: Any) -> Iterator[Place]:
-        tls = {"tls": ota_server.tls_context(str(certificate), "")} if transport == "tls" else {}
-        with running(site_of(folder, **settings), **tls) as server:
-            ca = certificate if transport == "tls" else None
-            yield Place(server, server.server_address[1], ca, str(settings.get("token", "")))
-
-    return start
+def plain() -> Callable[..., Any]:
+    """Starts the server for a client that knows no TLS, or not on any port."""
+    return functools.partial(serve, pem=None)
 
 
 @pytest.fixture
@@ -397,13 +398,12 @@ def test_esp32fota_with_a_key_gets_a_signed_url(
 
 @pytest.mark.parametrize("kind", ["littlefs", "spiffs", "fatfs"])
 def test_esp32fota_brings_the_file_system_of_the_same_version(
-    serving: Any, transport: str, firmware: Path, kind: str
+    plain: Any, firmware: Path, kind: str
 ) -> None:
-    if transport == "tls":
-        pytest.skip("it speaks TLS to ports 443 and 4433 only when there is a file system")
+    """With a file system it speaks TLS only to the ports 443 and 4433."""
     files = {"littlefs": littlefs_image(8), "spiffs": spiffs_image(8), "fatfs": fatfs_wl_image(8)}
     put(firmware / "sensor" / f"sensor-1.10.0.{kind}.bin", files[kind])
-    with serving(firmware) as place:
+    with plain(firmware) as place:
         device = fota(place, "/sensor/esp32fota.json")
         assert device.exec_http_check()
         assert device.exec_ota(), device.reason
@@ -544,14 +544,6 @@ def test_a_browser_takes_a_token_along(serving: Any, firmware: Path) -> None:
 # -- AutoConnect ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def plain(transport: str, serving: Any) -> Any:
-    """As `serving`, for AutoConnectUpdate, which has neither TLS nor passwords."""
-    if transport == "tls":
-        pytest.skip("AutoConnectUpdate has no TLS")
-    return serving
-
-
 @pytest.mark.parametrize("uri", [".", "", "/", "/fw"])
 @pytest.mark.parametrize(("make", "project"), [(esp8266, "blinds"), (esp32, "sensor")])
 def test_autoconnect_shows_what_fits_and_installs_it(
@@ -655,10 +647,10 @@ def tasmotas(tmp_path: Path) -> Path:
 
 
 def switch(place: Place, path: str, version: str = "14.1.0", **options: Any) -> Tasmota:
-    """A switch with Tasmota; an ESP8266 of it has no TLS for updates."""
+    """A switch with Tasmota, which on an ESP8266 has no TLS for updates."""
     image = tasmota_image(version, payload=bytes(60000))
     options = {"flash_mode": 3, **options}
-    return Tasmota(ota_url=place.url(path), image=image, tls_ca=place.tls_ca, **options)
+    return Tasmota(ota_url=place.url(path), image=image, **options)
 
 
 PATHS = [
@@ -672,8 +664,8 @@ PATHS = [
 
 @pytest.mark.parametrize("token", ["", TOKEN])
 @pytest.mark.parametrize("path", PATHS)
-def test_a_tasmota_goes_to_the_newest(serving: Any, tasmotas: Path, path: str, token: str) -> None:
-    with serving(tasmotas, token=token) as place:
+def test_a_tasmota_goes_to_the_newest(plain: Any, tasmotas: Path, path: str, token: str) -> None:
+    with plain(tasmotas, token=token) as place:
         device = switch(place, path)
         assert device.upgrade() == "Successful. Restarting"
         assert (device.version, device.restarts) == ("14.2.0(tasmota)", 1)
@@ -684,12 +676,12 @@ def test_a_tasmota_goes_to_the_newest(serving: Any, tasmotas: Path, path: str, t
 @pytest.mark.parametrize("token", ["", TOKEN])
 @pytest.mark.parametrize("path", PATHS[:4])
 def test_a_tasmota_without_room_goes_by_way_of_the_minimal_image(
-    serving: Any, tasmotas: Path, path: str, token: str
+    plain: Any, tasmotas: Path, path: str, token: str
 ) -> None:
     for image in tasmotas.glob("*.gz"):
         if "minimal" not in image.name:
             image.unlink()
-    with serving(tasmotas, token=token) as place:
+    with plain(tasmotas, token=token) as place:
         device = switch(place, path, room=100_000)
         assert device.upgrade() == "Successful. Restarting", device.asked
         assert (device.version, device.restarts) == ("14.2.0(tasmota)", 2)
@@ -697,12 +689,12 @@ def test_a_tasmota_without_room_goes_by_way_of_the_minimal_image(
 
 
 def test_a_tasmota_with_the_token_in_its_query_finds_the_minimal_image(
-    serving: Any, tasmotas: Path
+    plain: Any, tasmotas: Path
 ) -> None:
     for image in tasmotas.glob("*.gz"):
         if "minimal" not in image.name:
             image.unlink()
-    with serving(tasmotas, token=TOKEN) as place:
+    with plain(tasmotas, token=TOKEN) as place:
         device = switch(place, "", room=100_000)
         device.ota_url = place.bare(f"/tasmota.bin.gz?token={TOKEN}")
         assert device.upgrade() == "Successful. Restarting", device.asked
