@@ -819,7 +819,7 @@ _KINDS = {  # by the mode of the request; any other is "filesystem", whichever i
     None: "sketch", "": "sketch", "sketch": "sketch", "version": "sketch", "zip": "zip",
     "littlefs": "littlefs", "fatfs": "fatfs",
 }  # fmt: skip
-_TASMOTA = re.compile(r"([0-9]+\.[0-9]+\.[0-9]+)[0-9.]*\((.*)\)")  # 14.1.0.2(release-tasmota)
+_TASMOTA = re.compile(r"([0-9]++\.[0-9]++\.[0-9]++)[0-9.]*+\((.*)\)")  # 14.1.0.2(release-tasmota)
 _RESCUE = re.compile(r"(?:.*-)?(?:minimal|safeboot)")  # what Tasmota runs only to get the next one
 
 
@@ -848,12 +848,13 @@ def parameter(query: str, name: str) -> str:
     return ""
 
 
-def _mongoose_fields(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """What Mongoose OS says, in the words of the others: mgos_ota_http_client.c."""
+def _mongoose_fields(headers: Mapping[str, str]) -> tuple[Mapping[str, str], str]:
+    """What Mongoose OS says, in the words of the others, and its chip: mgos_ota_http_client.c."""
     arch, version, *_ = (*headers["x-mgos-fw-version"].split(), "", "")
     mac = headers.get("x-mgos-device-id", "").rpartition(" ")[2]
     family = "x-esp8266" if arch.lower() == "esp8266" else "x-esp32"
-    return {f"{family}-version": version, f"{family}-sta-mac": mac, f"{family}-mode": "zip"}
+    fields = {f"{family}-version": version, f"{family}-sta-mac": mac, f"{family}-mode": "zip"}
+    return fields, shown(arch.lower())[1:-1]  # a device for esp32 would take the zip of an esp32c3
 
 
 def read_report(project: str, headers: Mapping[str, str], address: str, query: str = "") -> Report:
@@ -865,7 +866,8 @@ def read_report(project: str, headers: Mapping[str, str], address: str, query: s
         Refused: 400, a version or number in them cannot be read.
     """
     if "x-mgos-fw-version" in headers:
-        headers = _mongoose_fields(headers)
+        headers, chip = _mongoose_fields(headers)
+        return read_report(project, headers, address, query)._replace(chip=chip)
     agent = headers.get("user-agent", "")
     names, chip = _ESP32_FIELDS, None
     if "x-esp8266-version" in headers or "x-esp8266-sta-mac" in headers:
