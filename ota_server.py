@@ -996,7 +996,7 @@ def has_version(_report: Report, release: Release) -> Objection | None:
 
 
 SAFETY: tuple[Rule, ...] = (same_image, right_chip, right_kind, right_flash_mode, enough_room)
-STATELESS: tuple[Rule, ...] = (only_newer, has_version, *SAFETY)
+STATELESS: tuple[Rule, ...] = (only_newer, *SAFETY, has_version)
 
 
 def choose(report: Report, releases: Iterable[Release], rules: Sequence[Rule]) -> Outcome:
