@@ -819,7 +819,7 @@ _KINDS = {  # by the mode of the request; any other is "filesystem", whichever i
     None: "sketch", "": "sketch", "sketch": "sketch", "version": "sketch", "zip": "zip",
     "littlefs": "littlefs", "fatfs": "fatfs",
 }  # fmt: skip
-_TASMOTA = re.compile(r"([0-9]+\.[0-9]+\.[0-9]+)[0-9.]*\((.*)\)")  # 14.1.0.2(release-tasmota)
+_TASMOTA = re.compile(r"([0-9]++\.[0-9]++\.[0-9]++)[0-9.]*+\((.*)\)")  # 14.1.0.2(release-tasmota)
 _RESCUE = re.compile(r"(?:.*-)?(?:minimal|safeboot)")  # what Tasmota runs only to get the next one
 
 
@@ -848,12 +848,13 @@ def parameter(query: str, name: str) -> str:
     return ""
 
 
-def _mongoose_fields(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """What Mongoose OS says, in the words of the others: mgos_ota_http_client.c."""
+def _mongoose_fields(headers: Mapping[str, str]) -> tuple[Mapping[str, str], str]:
+    """What Mongoose OS says, in the words of the others, and its chip: mgos_ota_http_client.c."""
     arch, version, *_ = (*headers["x-mgos-fw-version"].split(), "", "")
     mac = headers.get("x-mgos-device-id", "").rpartition(" ")[2]
     family = "x-esp8266" if arch.lower() == "esp8266" else "x-esp32"
-    return {f"{family}-version": version, f"{family}-sta-mac": mac, f"{family}-mode": "zip"}
+    fields = {f"{family}-version": version, f"{family}-sta-mac": mac, f"{family}-mode": "zip"}
+    return fields, shown(arch.lower())[1:-1]  # a device for esp32 would take the zip of an esp32c3
 
 
 def read_report(project: str, headers: Mapping[str, str], address: str, query: str = "") -> Report:
@@ -865,7 +866,8 @@ def read_report(project: str, headers: Mapping[str, str], address: str, query: s
         Refused: 400, a version or number in them cannot be read.
     """
     if "x-mgos-fw-version" in headers:
-        headers = _mongoose_fields(headers)
+        headers, arch = _mongoose_fields(headers)
+        return read_report(project, headers, address, query)._replace(chip=arch)
     agent = headers.get("user-agent", "")
     names, chip = _ESP32_FIELDS, None
     if "x-esp8266-version" in headers or "x-esp8266-sta-mac" in headers:
@@ -883,7 +885,7 @@ def read_report(project: str, headers: Mapping[str, str], address: str, query: s
         # It refuses by itself what is too big, and only then asks for its smaller self.
         space = flash = None
         rescued = _RESCUE.fullmatch(tasmota[2]) or _RESCUE.fullmatch(project)
-        running = None if rescued else tasmota[1]
+        running = "0.0.0-0" if rescued else tasmota[1]  # the lowest of all
     try:
         version = Version.parse(running) if running else None
     except ValueError as err:
@@ -986,14 +988,15 @@ def right_flash_mode(report: Report, release: Release) -> Objection | None:
 
 
 def has_version(_report: Report, release: Release) -> Objection | None:
-    """A file without a version is only for who asks for this very file."""
-    if release.version != UNVERSIONED:
+    """A file without a version, or no image, is only for who asks for this very file."""
+    if release.version != UNVERSIONED and release.facts.chip != UNKNOWN_CHIP:
         return None
-    return Objection("no-version", f"{release.name} has no version in its name")
+    reason = f"{release.name} is no image with a version in its name"
+    return Objection("no-version", reason, foreign=True)
 
 
 SAFETY: tuple[Rule, ...] = (same_image, right_chip, right_kind, right_flash_mode, enough_room)
-STATELESS: tuple[Rule, ...] = (only_newer, has_version, *SAFETY)
+STATELESS: tuple[Rule, ...] = (only_newer, *SAFETY, has_version)
 
 
 def choose(report: Report, releases: Iterable[Release], rules: Sequence[Rule]) -> Outcome:
@@ -1573,7 +1576,7 @@ def _wanted_file(catalog: Catalog, parent: str, name: str, stem: str) -> Wanted:
 
 def _image_path(path: str) -> str:
     """The path of an image, of which this may be a digest."""
-    return path.removesuffix(".md5").removesuffix(".sha256")
+    return re.sub(r"\.(?:md5|sha256)\Z", "", path)
 
 
 def _known(catalog: Catalog, project: str) -> Sequence[Release]:
@@ -1747,9 +1750,9 @@ def base_url(request: Request) -> str:
 
 def versions(site: Site, request: Request) -> Reply:
     """/<anything>/<project>/versions: which there are, newest first (S0's contract)."""
-    releases = site.catalog.releases(read_path(site.catalog, request).project)
-    found = (each.version for each in releases if each.version != UNVERSIONED)
-    texts = list(dict.fromkeys(map(str, found)))
+    report = Report(read_path(site.catalog, request).project, request.peer)
+    offered = (r for r in site.catalog.releases(report.project) if not has_version(report, r))
+    texts = list(dict.fromkeys(str(r.version) for r in offered if r.kind not in FILESYSTEMS))
     latest = texts[0] if texts else None
     return json_reply({"count": len(texts), "latest": latest, "versions": texts}, *_cors(site))
 
@@ -1813,9 +1816,10 @@ def _build(site: Site, request: Request, release: Release) -> dict[str, object]:
     if release.notes:
         ota["summary"] = release.notes[:MAX_SUMMARY]
         anchor = quote(release.project, errors="surrogateescape")
-        ota["release_url"] = f"{base_url(request)}{folder}/#{anchor}"
+        ota["release_url"] = f"{base_url(request)}/#{anchor}"
     offset = 0 if chip == "esp8266" else 0x10000  # app0 of every usual partition table
-    return {"chipFamily": family, "ota": ota, "parts": [{"path": path, "offset": offset}]}
+    parts = [{"path": path, "offset": offset}] * (not release.facts.packed)  # written as they are
+    return {"chipFamily": family, "ota": ota, "parts": parts}
 
 
 def autoconnect(site: Site, request: Request) -> Reply:
@@ -1826,10 +1830,11 @@ def autoconnect(site: Site, request: Request) -> Reply:
     for project in site.catalog.projects():
         for release in _known(site.catalog, project):
             if release.kind == "sketch" and right_chip(report, release) is None:
-                moment = time.gmtime(release.modified)
+                moment = time.strftime("%m/%d/%y %H:%M:%S", time.gmtime(release.modified)).split()
                 entry = {"name": f"{project}/{release.name}", "type": "bin", "size": release.size}
-                entry["date"] = time.strftime("%m/%d/%y", moment)
-                entries.append(entry | {"time": time.strftime("%H:%M:%S", moment)})
+                entry["date"], entry["time"] = moment
+                if len(json.dumps(entry)) <= 256:  # what a device has room for
+                    entries.append(entry)
     return json_reply(entries)
 
 

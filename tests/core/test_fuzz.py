@@ -114,12 +114,14 @@ FIELDS = st.sampled_from(
         for prefix in ("x-esp8266-", "x-esp32-", "")
         for name in ("version", "sta-mac", "free-space", "chip-size", "sketch-md5", "mode")
     ]
-    + ["user-agent", "x-esp32-sketch-sha256"]
+    + ["user-agent", "x-esp32-sketch-sha256", "x-mgos-fw-version", "x-mgos-device-id"]
 )
 VALUES = st.one_of(
     st.text(st.characters(max_codepoint=255), max_size=40),
     st.from_regex(r"[-+]?[0-9_]{1,20}", fullmatch=True),
-    st.sampled_from(["1.0.0", "5C:CF:7F:12:34:56", "sketch", "ESP32", "ESP8266", "\u00b2", ""]),
+    st.sampled_from(
+        ["1.0.0", "5C:CF:7F:12:34:56", "sketch", "ESP32", "ESP8266", "\u00b2", "", "1.0.0(x)"]
+    ),
 )
 
 
@@ -330,6 +332,20 @@ GROWING = [
     pytest.param(lambda n: read_report("", {"x-esp8266-version": "1." * n}, ""), id="version"),
     pytest.param(lambda n: read_report("", {"x-esp8266-sta-mac": "5C:" * n}, ""), id="mac"),
     pytest.param(lambda n: Version.parse("1.0.0-" + "a." * n), id="prerelease"),
+    *(
+        pytest.param(
+            lambda n, make=make: read_report("", {"x-esp8266-version": make(n)}, ""), id=name
+        )
+        for name, make in {
+            "tasmota-digits": lambda n: "1.1." + "1" * n + ")",
+            "tasmota-dots": lambda n: "1.1.1" + "." * n + ")",
+            "tasmota-brackets": lambda n: "1.1.1" + "(" * n + ")",
+            "tasmota-variant": lambda n: "1.1.1(" + "minimal-" * n + ")",
+        }.items()
+    ),
+    pytest.param(lambda n: read_report("", {"x-mgos-fw-version": "a " * n}, ""), id="mongoose"),
+    pytest.param(lambda n: read_report("", {}, "", "v=1&" * n + "version=1.0"), id="query-report"),
+    pytest.param(lambda n: read_report("", {}, "", "version=" + "%41" * n), id="query-version"),
 ]
 
 

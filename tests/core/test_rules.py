@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 
 import pytest
@@ -11,8 +12,13 @@ from hypothesis import strategies as st
 
 from ota_server import (
     ESP32_FAMILY,
+    FILESYSTEMS,
     SAFETY,
     STATELESS,
+    UNKNOWN_CHIP,
+    UNKNOWN_ESP32,
+    UNVERSIONED,
+    Event,
     Facts,
     Objection,
     Refused,
@@ -22,6 +28,8 @@ from ota_server import (
     Version,
     choose,
     enough_room,
+    has_version,
+    log_decision,
     only_newer,
     read_report,
     recognised,
@@ -69,7 +77,7 @@ ESP32_HEADERS = {
 }
 
 
-def release(
+def release(  # noqa: PLR0913 - each one is a fact that some rule looks at
     version: str,
     chip: str = "esp8266",
     *,
@@ -77,8 +85,9 @@ def release(
     flash_size: int = 0,
     kind: str = "sketch",
     running: Sequence[str] = (),
+    packed: bool = False,
 ) -> Release:
-    facts = Facts(chip=chip, flash_size=flash_size, running=frozenset(running))
+    facts = Facts(chip, frozenset(running), flash_size, packed)
     name = f"app-{version}.bin"
     identity = (1, 2, size, 3, 4)
     return Release("app", Version.parse(version), kind, f"/srv/{name}", name, identity, facts)
@@ -255,6 +264,132 @@ def test_digests_are_kept_in_lower_case(prefix: str) -> None:
     assert read_report("app", headers, ADDRESS).sketch_md5 == MD5
 
 
+@pytest.mark.parametrize(
+    ("headers", "query", "version"),
+    [
+        pytest.param({}, "version=1.2.3", "1.2.3", id="version"),
+        pytest.param({}, "ver=v1.0.2", "1.0.2", id="ver, as S3 writes it"),
+        pytest.param({}, "version=1.2", "1.2.0", id="two numbers"),
+        pytest.param({}, "version=1.0.0+b.7", "1.0.0+b.7", id="plus as it is"),
+        pytest.param({}, "version=1.0.0%2Bb.7", "1.0.0+b.7", id="plus coded"),
+        pytest.param({}, "version=%31.0.0", "1.0.0", id="digits coded"),
+        pytest.param({}, "x=1&version=1.0.0&version=2.0.0", "1.0.0", id="the first counts"),
+        pytest.param({}, "ver=2.0.0&version=1.0.0", "1.0.0", id="version before ver"),
+        pytest.param({}, "version=&ver=2.0.0", "2.0.0", id="empty says nothing"),
+        pytest.param({}, "Version=1.0.0", None, id="names are as they are"),
+        pytest.param({}, "version", None, id="no value"),
+        pytest.param({}, "xversion=1.0.0", None, id="another name"),
+        pytest.param({"x-esp8266-version": "3.0.0"}, "version=1.0.0", "3.0.0", id="field first"),
+        pytest.param({"x-esp32-version": ""}, "version=1.0.0", "1.0.0", id="empty field"),
+        pytest.param({}, "version=14.1.0(tasmota)", "14.1.0", id="Tasmota"),
+    ],
+)
+def test_query_tells_the_version_where_no_field_does(
+    headers: dict[str, str], query: str, version: str | None
+) -> None:
+    found = read_report("app", headers, ADDRESS, query)
+    assert (found.version and str(found.version)) == version
+
+
+@pytest.mark.parametrize(
+    "query", ["version=latest", "ver=1", "version=%00", "version=%ff", "ver=%"]
+)
+def test_unreadable_version_in_the_query_is_400(query: str) -> None:
+    with pytest.raises(Refused) as caught:
+        read_report("app", {}, ADDRESS, query)
+    assert caught.value.status == 400
+    assert caught.value.reason.isascii()
+    assert caught.value.reason.isprintable()
+
+
+MONGOOSE = {
+    "x-mgos-device-id": "esp32_DDEEFF AABBCCDDEEFF",
+    "x-mgos-fw-version": "esp32 1.0.0 20260101-120000/g1234567-main",
+    "user-agent": "gate/1.0.0 (MongooseOS/2.20.0; esp32)",
+}
+
+
+def test_report_of_mongoose_os() -> None:
+    assert read_report("gate", MONGOOSE, ADDRESS) == Report(
+        project="gate",
+        address=ADDRESS,
+        version=Version.parse("1.0.0"),
+        device="AABBCCDDEEFF",
+        chip="esp32",
+        kind="zip",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "chip", "version"),
+    [
+        pytest.param("esp8266 1.0 b", "esp8266", "1.0.0", id="ESP8266"),
+        pytest.param("ESP8266 1.0 b", "esp8266", "1.0.0", id="upper case"),
+        pytest.param("esp32c3 2.0.0 b", "esp32c3", "2.0.0", id="the very chip"),
+        pytest.param("stm32 1.0 b", "stm32", "1.0.0", id="no ESP, which gets nothing"),
+        pytest.param("esp32", "esp32", None, id="no version"),
+        pytest.param("esp32  1.0", "esp32", "1.0.0", id="no build"),
+        pytest.param("esp32 1.0 b c d", "esp32", "1.0.0", id="too many words"),
+        pytest.param("", "", None, id="empty"),
+        pytest.param("\x9b31m 1.0", "\\x9b31m", "1.0.0", id="for a terminal"),
+        pytest.param("a" * 5000, "a" * 64, None, id="long"),
+    ],
+)
+def test_mongoose_os_names_its_chip(text: str, chip: str, version: str | None) -> None:
+    found = read_report("gate", MONGOOSE | {"x-mgos-fw-version": text}, ADDRESS)
+    assert (found.chip, found.version and str(found.version)) == (chip, version)
+    assert found.kind == "zip"
+
+
+def test_mongoose_os_with_an_odd_version_is_400() -> None:
+    with pytest.raises(Refused) as caught:
+        read_report("gate", MONGOOSE | {"x-mgos-fw-version": "esp32 latest b"}, ADDRESS)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("mac", ["", "esp32_DDEEFF", "esp32_DDEEFF x", "x AABBCCDDEEFF "])
+def test_mongoose_os_without_an_address_is_nobody(mac: str) -> None:
+    assert read_report("gate", MONGOOSE | {"x-mgos-device-id": mac}, ADDRESS).device is None
+
+
+@pytest.mark.parametrize(
+    ("project", "running", "version"),
+    [
+        pytest.param("tasmota", "14.1.0(tasmota)", "14.1.0", id="ESP8266"),
+        pytest.param("tasmota32", "14.1.0(tasmota32)", "14.1.0", id="ESP32"),
+        pytest.param("tasmota", "14.1.0.2(release-tasmota32)", "14.1.0", id="four numbers"),
+        pytest.param("tasmota", "14.1.0(lite)", "14.1.0", id="another variant"),
+        pytest.param("tasmota", "14.1.0()", "14.1.0", id="no variant"),
+        pytest.param("tasmota", "14.1.0(my-minimalist)", "14.1.0", id="not minimal"),
+        pytest.param("tasmota", "14.1.0(minimal)", "0.0.0-0", id="minimal runs"),
+        pytest.param("tasmota", "14.1.0(release-minimal)", "0.0.0-0", id="some minimal runs"),
+        pytest.param("tasmota32", "14.1.0(safeboot)", "0.0.0-0", id="safeboot runs"),
+        pytest.param("tasmota-minimal", "14.1.0(tasmota)", "0.0.0-0", id="minimal asked for"),
+        pytest.param("tasmota32-safeboot", "14.1.0(tasmota32)", "0.0.0-0", id="safeboot"),
+        pytest.param("minimal", "14.1.0(tasmota)", "0.0.0-0", id="a folder for it"),
+    ],
+)
+@pytest.mark.parametrize("family", ["esp8266", "esp32"])
+def test_tasmota_says_its_version_in_a_way_of_its_own(
+    family: str, project: str, running: str, version: str
+) -> None:
+    """The one that runs only to get another counts as the lowest of all; room is not judged."""
+    headers = {f"x-{family}-version": running, f"x-{family}-free-space": "400000"}
+    found = read_report(project, headers | {f"x-{family}-chip-size": "1048576"}, ADDRESS)
+    assert str(found.version) == version
+    assert (found.free_space, found.chip_size) == (None, None)
+    assert found.chip == ("esp8266" if family == "esp8266" else ESP32_FAMILY)
+
+
+@pytest.mark.parametrize(
+    "text", ["14.1(tasmota)", "14(tasmota)", "tasmota(14.1.0)", "(tasmota)", "14.1.0 (x)", "1.0.0)"]
+)
+def test_other_text_in_brackets_is_no_version(text: str) -> None:
+    with pytest.raises(Refused) as caught:
+        read_report("tasmota", {"x-esp8266-version": text}, ADDRESS)
+    assert caught.value.status == 400
+
+
 # -- 2. One rule at a time -------------------------------------------------------------------------
 
 
@@ -343,6 +478,18 @@ def test_enough_room(told: dict[str, int], size: int, flash_size: int, objects: 
         pytest.param("esp32c3", "esp32c3", False, id="known to be a C3"),
         pytest.param("esp32c3", "esp32", True, id="known to be a C3, gets no esp32"),
         pytest.param("esp32", "esp8266", True, id="known to be an esp32"),
+        pytest.param(None, "", False, id="unknown device, for any chip"),
+        pytest.param("esp8266", "", False, id="file system for any chip"),
+        pytest.param(ESP32_FAMILY, "", False, id="file system for any chip, ESP32"),
+        pytest.param(UNKNOWN_ESP32, "", False, id="file system for any chip, which one ever"),
+        pytest.param(UNKNOWN_ESP32, "esp32", True, id="one of several chips"),
+        pytest.param("esp8266", UNKNOWN_CHIP, True, id="no image to an esp8266"),
+        pytest.param(ESP32_FAMILY, UNKNOWN_CHIP, True, id="no image to an ESP32"),
+        pytest.param(UNKNOWN_ESP32, UNKNOWN_CHIP, True, id="no image to one of several"),
+        pytest.param("esp32c3", UNKNOWN_CHIP, True, id="no image to a C3"),
+        pytest.param("", UNKNOWN_CHIP, True, id="no image to who says an empty chip"),
+        pytest.param("", "esp32", True, id="nothing to who says an empty chip"),
+        pytest.param(None, UNKNOWN_CHIP, False, id="no image, by name, to a person"),
     ],
 )
 def test_right_chip(device: str | None, image: str, objects: bool) -> None:
@@ -357,17 +504,72 @@ def test_right_chip(device: str | None, image: str, objects: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "offered", "code"),
+    ("asked", "taken"),
     [
-        pytest.param("sketch", "sketch", None, id="sketch"),
-        pytest.param("filesystem", "filesystem", None, id="filesystem"),
-        pytest.param("sketch", "filesystem", "wrong-kind", id="sketch becomes no filesystem"),
-        pytest.param("filesystem", "sketch", "wrong-kind", id="nor the other way round"),
+        pytest.param("sketch", {"sketch"}, id="sketch"),
+        pytest.param("filesystem", set(FILESYSTEMS), id="any file system"),
+        pytest.param("littlefs", {"littlefs"}, id="littlefs"),
+        pytest.param("fatfs", {"fatfs"}, id="fatfs"),
+        pytest.param("zip", {"zip"}, id="zip"),
     ],
 )
-def test_right_kind(asked: str, offered: str, code: str | None) -> None:
+@pytest.mark.parametrize("offered", ["sketch", *FILESYSTEMS, "zip"])
+def test_right_kind(asked: str, taken: set[str], offered: str) -> None:
     objection = right_kind(report(kind=asked), release("1.0.0", kind=offered))
+    assert (objection is None) == (offered in taken)
+    if objection:
+        assert (objection.code, objection.deny, objection.foreign) == ("wrong-kind", False, True)
+        assert offered in objection.reason
+
+
+@pytest.mark.parametrize(
+    ("family", "mode", "taken"),
+    [
+        pytest.param("esp8266", "sketch", "sketch", id="ESP8266"),
+        pytest.param("esp8266", "spiffs", "littlefs spiffs fatfs", id="ESP8266, its word for all"),
+        pytest.param("esp32", "spiffs", "littlefs spiffs fatfs", id="ESP32, older cores"),
+        pytest.param("esp32", "littlefs", "littlefs", id="ESP32, newer cores"),
+        pytest.param("esp32", "fatfs", "fatfs", id="ESP32, newer cores"),
+        pytest.param("esp32", "flashfs", "littlefs spiffs fatfs", id="ESP32, whatever is there"),
+        pytest.param("esp32", "", "sketch", id="empty mode"),
+    ],
+)
+def test_mode_of_the_request_decides_which_kinds_fit(family: str, mode: str, taken: str) -> None:
+    headers = {f"x-{family}-version": "1.0.0", f"x-{family}-mode": mode}
+    device = read_report("app", headers, ADDRESS)
+    kinds = ("sketch", *FILESYSTEMS, "zip")
+    fits = [kind for kind in kinds if not right_kind(device, release("2.0.0", "", kind=kind))]
+    assert sorted(fits) == sorted(taken.split())
+
+
+def test_mongoose_os_gets_nothing_but_its_zip() -> None:
+    device = read_report("app", MONGOOSE, ADDRESS)
+    kinds = ("sketch", *FILESYSTEMS, "zip")
+    fits = [kind for kind in kinds if not right_kind(device, release("2.0.0", "", kind=kind))]
+    assert fits == ["zip"]
+
+
+@pytest.mark.parametrize("kind", [*FILESYSTEMS, "zip"])
+def test_room_of_the_sketch_does_not_count_for_another_kind(kind: str) -> None:
+    """A filesystem has a partition of its own, which the device compares: HTTPUpdate.cpp."""
+    assert enough_room(report(free_space=1, chip_size=1), release("1.1.0", kind=kind)) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "chip", "code"),
+    [
+        pytest.param("1.0.0", "esp8266", None, id="release"),
+        pytest.param("1.0.0", "", None, id="release for any chip"),
+        pytest.param(str(UNVERSIONED), "esp8266", "no-version", id="no version"),
+        pytest.param("9.0.0", UNKNOWN_CHIP, "no-version", id="no image"),
+    ],
+)
+def test_has_version(version: str, chip: str, code: str | None) -> None:
+    objection = has_version(report("0.1.0"), release(version, chip))
     assert (objection and objection.code) == code
+    if objection:
+        assert (objection.deny, objection.final, objection.foreign) == (False, False, True)
+        assert f"app-{version}.bin" in objection.reason
 
 
 def test_objection_reads_as_code_and_sentence() -> None:
@@ -377,6 +579,12 @@ def test_objection_reads_as_code_and_sentence() -> None:
 # -- 3. Choosing -----------------------------------------------------------------------------------
 
 MIXED = (release("2.0.0", "esp32"), release("1.0.0"))
+KINDS = (
+    release("4.0.0", "esp32c3", kind="zip"),
+    release("3.0.0", "", kind="littlefs"),
+    release("2.0.0", "", kind="fatfs"),
+    release("1.0.0"),
+)
 
 
 @pytest.mark.parametrize(
@@ -458,12 +666,88 @@ MIXED = (release("2.0.0", "esp32"), release("1.0.0"))
             report("1.0.0", kind="filesystem"), (release("2.0.0"),), "wrong-kind", id="filesystem"
         ),
         pytest.param(report(), (release("1.0.0"),), "1.0.0", id="says nothing"),
+        pytest.param(report("1.0.0", chip="esp8266"), KINDS, "not-newer", id="no sketch is newer"),
+        pytest.param(report("0.9.0", chip="esp8266"), KINDS, "1.0.0", id="the sketch"),
+        pytest.param(
+            report("1.0.0", chip="esp8266", kind="filesystem"), KINDS, "3.0.0", id="some filesystem"
+        ),
+        pytest.param(
+            report("1.0.0", chip=ESP32_FAMILY, kind="fatfs"), KINDS, "2.0.0", id="that filesystem"
+        ),
+        pytest.param(
+            report("2.0.0", chip=ESP32_FAMILY, kind="fatfs"), KINDS, "not-newer", id="has it"
+        ),
+        pytest.param(
+            report("1.0.0", chip="esp32c3", kind="zip"), KINDS, "4.0.0", id="zip for Mongoose OS"
+        ),
+        pytest.param(
+            report("1.0.0", chip="esp32", kind="zip"), KINDS, "wrong-chip", id="zip, other chip"
+        ),
+        pytest.param(report("1.0.0", kind="spiffs"), KINDS, "wrong-kind", id="no such filesystem"),
+        pytest.param(
+            report(chip="esp8266"),
+            (release("1.0.0", UNKNOWN_CHIP), release(str(UNVERSIONED))),
+            "wrong-chip",
+            id="nothing but files for people",
+        ),
+        pytest.param(
+            report(), (release(str(UNVERSIONED)),), "no-version", id="no version, says nothing"
+        ),
+        pytest.param(
+            report(),
+            (release("9.0.0", UNKNOWN_CHIP), release("1.0.0")),
+            "1.0.0",
+            id="no image, says nothing",
+        ),
+        pytest.param(
+            report("1.0.0"),
+            (release("9.0.0", UNKNOWN_CHIP), release("1.0.0"), release(str(UNVERSIONED))),
+            "not-newer",
+            id="no image, up to date",
+        ),
+        pytest.param(
+            report("0.0.0-0", chip="esp8266"),
+            (release("0.0.1"), release(str(UNVERSIONED))),
+            "0.0.1",
+            id="the lowest of all",
+        ),
+        pytest.param(
+            report("0.0.0-0", chip="esp8266"),
+            (release(str(UNVERSIONED)),),
+            "no-version",
+            id="the lowest of all, no version",
+        ),
     ],
 )
 def test_device_gets_the_newest_right_release_or_the_reason_that_says_most(
     device: Report, releases: Sequence[Release], expected: str
 ) -> None:
     assert said(choose(device, releases, STATELESS)) == expected
+
+
+@pytest.mark.parametrize("rules", [STATELESS, STATELESS[::-1]], ids=["", "reversed"])
+@pytest.mark.parametrize(
+    "newer",
+    [
+        pytest.param(release("9.0.0", "", kind="littlefs"), id="file system"),
+        pytest.param(release("9.0.0", "esp32", kind="zip"), id="zip"),
+        pytest.param(release("9.0.0", "esp32"), id="other chip"),
+        pytest.param(release("9.0.0", UNKNOWN_CHIP), id="no image"),
+        pytest.param(release("9.0.0", "esp8266", kind="spiffs", packed=True), id="packed"),
+    ],
+)
+def test_release_for_others_does_not_hide_why_a_device_stays(
+    rules: Sequence[Rule], newer: Release, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ota")
+    for version in ("1.0.0", "2.0.0"):
+        device = report(version, chip="esp8266")
+        outcome = choose(device, (newer, release("1.0.0")), rules)
+        assert said(outcome) == "not-newer"
+        log_decision(Event(device, outcome))
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+    small = report("0.9.0", chip="esp8266", free_space=1)
+    assert said(choose(small, (newer, release("1.0.0")), rules)) == "too-big"
 
 
 def test_release_for_other_chips_only_is_denied() -> None:
@@ -540,14 +824,16 @@ def test_recognised_leaves_other_reports_alone(device: Report) -> None:
 
 # -- 4. Properties ---------------------------------------------------------------------------------
 
-VERSIONS = st.sampled_from(["0.9.0", "1.0.0", "1.9.0", "1.10.0", "2.0.0", "2.0.0-rc.1"])
-CHIPS = st.sampled_from(["esp8266", "esp32", "esp32c3"])
+VERSIONS = st.sampled_from(
+    ["0.9.0", "1.0.0", "1.9.0", "1.10.0", "2.0.0", "2.0.0-rc.1", str(UNVERSIONED)]
+)
+CHIPS = st.sampled_from(["esp8266", "esp32", "esp32c3", "", UNKNOWN_CHIP])
 DIGESTS = st.sampled_from([MD5, SHA256, "0" * 32])
 REPORTS = st.builds(
     report,
     st.one_of(st.just(""), VERSIONS),
-    chip=st.one_of(st.none(), CHIPS, st.just(ESP32_FAMILY)),
-    kind=st.sampled_from(["sketch", "sketch", "filesystem"]),
+    chip=st.one_of(st.none(), CHIPS, st.sampled_from([ESP32_FAMILY, UNKNOWN_ESP32])),
+    kind=st.sampled_from(["sketch", "sketch", "filesystem", "littlefs", "fatfs", "zip"]),
     free_space=st.one_of(st.none(), st.integers(0, 2000)),
     chip_size=st.one_of(st.none(), st.sampled_from([1 << 20, 1 << 22])),
     sketch_md5=st.one_of(st.none(), DIGESTS),
@@ -561,12 +847,19 @@ RELEASES = st.lists(
         size=st.integers(1, 2000),
         flash_size=st.sampled_from([0, 1 << 20, 1 << 22]),
         running=st.lists(DIGESTS, max_size=2),
+        kind=st.sampled_from(["sketch", "sketch", *FILESYSTEMS, "zip"]),
+        packed=st.booleans(),
     ),
     min_size=1,
     max_size=6,
 ).map(lambda found: sorted(found, key=lambda each: each.version, reverse=True))
 OBJECTIONS = st.builds(
-    Objection, st.just("some"), st.just("reason"), deny=st.booleans(), final=st.booleans()
+    Objection,
+    st.just("some"),
+    st.just("reason"),
+    deny=st.booleans(),
+    final=st.booleans(),
+    foreign=st.booleans(),
 )
 
 
@@ -619,22 +912,33 @@ def test_what_is_chosen_is_newer_fits_and_is_for_the_chip(
     if isinstance(outcome, Objection):
         return
     assert device.version is None or outcome.version > device.version
-    assert device.free_space is None or outcome.size <= device.free_space
-    assert (device.chip == "esp8266") <= (outcome.facts.chip == "esp8266")
+    fits = device.free_space is None or outcome.size <= device.free_space
+    assert fits or outcome.kind != "sketch"
+    assert (device.chip == "esp8266") <= (outcome.facts.chip in {"esp8266", ""})
+    assert outcome.facts.chip != UNKNOWN_CHIP
+    assert outcome.version != UNVERSIONED
+    assert outcome.kind == device.kind or {"filesystem", outcome.kind} <= {
+        device.kind,
+        *FILESYSTEMS,
+    }
     assert outcome.facts.running.isdisjoint({device.sketch_md5, device.sketch_sha256})
+
+
+VALUES = (*ESP8266_HEADERS.values(), *MONGOOSE.values(), "14.1.0(minimal)", "1.0.0(", ")", "(")
 
 
 @settings(deadline=None, max_examples=300)
 @given(
     st.dictionaries(
-        st.sampled_from(sorted({*ESP8266_HEADERS, *ESP32_HEADERS})),
-        st.one_of(st.text(max_size=20), st.sampled_from(sorted(ESP8266_HEADERS.values()))),
-    )
+        st.sampled_from(sorted({*ESP8266_HEADERS, *ESP32_HEADERS, *MONGOOSE})),
+        st.one_of(st.text(max_size=20), st.sampled_from(sorted({*VALUES}))),
+    ),
+    st.one_of(st.text(max_size=20), st.sampled_from(["version=1.0.0", "ver=", "version=%"])),
 )
-def test_any_headers_are_a_report_or_a_400(headers: dict[str, str]) -> None:
+def test_any_headers_are_a_report_or_a_400(headers: dict[str, str], query: str) -> None:
     status = 400
     try:
-        read_report("app", headers, ADDRESS)
+        read_report("app", headers, ADDRESS, query)
     except Refused as refused:
         status = refused.status
     assert status == 400
