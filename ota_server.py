@@ -2724,6 +2724,8 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
     parser.add_argument("--version", action="version", version=f"ota-server {__version__}")
     _add_s0(parser)
     options = vars(parser.parse_args(argv))
+    if re.search("--(token|token-file|sign-key-file|allow)[=\0]\0", "\0".join((*argv, ""))):
+        parser.error("an empty --token, --token-file, --sign-key-file or --allow lets everybody in")
     if defaults := _s0_defaults(options):
         parser.set_defaults(**defaults)
         options = vars(parser.parse_args(argv))
