@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import quote
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ota_server
@@ -455,6 +455,7 @@ QUESTIONS = st.builds(
 )
 
 
+@settings(max_examples=300)
 @given(asked=QUESTIONS)
 @example(asked=Question("/x/latest-minimal?version=0.1"))
 @example(asked=Question("/x/latest-minimal/?version=0.1"))
