@@ -958,7 +958,7 @@ def enough_room(report: Report, release: Release) -> Objection | None:
 def right_chip(report: Report, release: Release) -> Objection | None:
     """An image goes only to its chip: an ESP8266 takes an ESP32 image and never starts again."""
     chip = release.facts.chip
-    if not chip or report.chip in {None, chip}:
+    if not chip or report.chip is None or report.chip == chip != UNKNOWN_CHIP:
         return None
     if report.chip == ESP32_FAMILY and chip not in {"esp8266", UNKNOWN_CHIP}:
         return None

@@ -1073,8 +1073,8 @@ def test_links_carry_the_token_that_was_used_and_open(path: str, token: str, ric
 
 
 def test_release_url_of_a_manifest_carries_no_token(rich: Path) -> None:
-    for settings in ({"token": "t0ken"}, {"token": "t0ken", "sign_key": KEY}):
-        reply = ask(site_with(rich, **settings), "/alpha/manifest.json?token=t0ken")
+    for access in ({"token": "t0ken"}, {"token": "t0ken", "sign_key": KEY}):
+        reply = ask(site_with(rich, **access), "/alpha/manifest.json?token=t0ken")
         ota = json.loads(text_of(reply))["builds"][0]["ota"]
         assert ota["release_url"] == "http://ota/#alpha"
         assert ota["summary"] == "What is new"
