@@ -960,7 +960,7 @@ def enough_room(report: Report, release: Release) -> Objection | None:
 def right_chip(report: Report, release: Release) -> Objection | None:
     """An image goes only to its chip: an ESP8266 takes an ESP32 image and never starts again."""
     chip = release.facts.chip
-    if not chip or report.chip in {None, chip}:
+    if not chip or report.chip is None or report.chip == chip != UNKNOWN_CHIP:
         return None
     if report.chip == ESP32_FAMILY and chip not in {"esp8266", UNKNOWN_CHIP}:
         return None
@@ -2729,6 +2729,8 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
     parser.add_argument("--version", action="version", version=f"ota-server {__version__}")
     _add_s0(parser)
     options = vars(parser.parse_args(argv))
+    if re.search("--(token|token-file|sign-key-file|allow)[=\0]\0", "\0".join((*argv, ""))):
+        parser.error("an empty --token, --token-file, --sign-key-file or --allow lets everybody in")
     if defaults := _s0_defaults(options):
         parser.set_defaults(**defaults)
         options = vars(parser.parse_args(argv))
