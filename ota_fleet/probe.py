@@ -336,14 +336,18 @@ def _read(link: Link, sent: bytes, began: float, timeout: float) -> Answer:
 
 def _read_head(link: Link, began: float, timeout: float, data: bytes) -> tuple[bytes, bytes]:
     """The head with its empty line, and what is behind it; all there is if it is no HTTP/1."""
-    while not (end := re.search(rb"\r?\n\r?\n", data)):  # devices take a bare LF
+    while b"HTTP/1."[: len(data)] == data[:7]:
+        if end := re.search(rb"\r?\n\r?\n", data):  # devices take a bare LF
+            return data[: end.end()], data[end.end() :]  # of a large body, perhaps
+        if len(data) > MAX_HEAD:
+            break
         piece = link.receive(began + timeout - time.monotonic())
         data += piece
         if not piece and data.startswith(b"HTTP/1."):
             raise ConnectionAbortedError("the head has no end")
-        if not piece or len(data) > MAX_HEAD or b"HTTP/1."[: len(data)] != data[:7]:
-            return data, b""
-    return data[: end.end()], data[end.end() :]
+        if not piece:
+            break
+    return data, b""
 
 
 def _read_body(link: Link, data: bytes, wanted: int | None, timeout: float) -> tuple[bytes, float]:

@@ -210,6 +210,17 @@ def test_what_is_late_is_found() -> None:
     assert not {"head-late", "body-late"} & codes_of(list(diagnosis.of_answer("esp32", image)))
 
 
+def test_head_and_large_body_that_come_at_once_are_told_apart() -> None:
+    large = esp8266_image("blinds", "1.1.0", payload=bytes(30_000))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(Healthy(image=large)(b"GET / HTTP/1.0"))
+        theirs.shutdown(socket.SHUT_WR)
+        answer = probe._read(probe.Link(ours), b"GET / HTTP/1.0", 0.0, 1e9)
+    assert answer.status == 200
+    assert answer.body == large
+
+
 def test_the_time_between_head_and_body_is_measured() -> None:
     waiting = threading.Event()
 
