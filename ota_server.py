@@ -2641,7 +2641,7 @@ def _word(*words: str) -> Callable[[str], str]:
 
 def _networks(text: str) -> tuple[Network, ...]:
     try:
-        networks = text.replace(",", " ").split()
+        networks = text.replace(",", " ").split() or [""]
         return tuple(ipaddress.ip_network(network, strict=False) for network in networks)
     except ValueError as err:
         raise argparse.ArgumentTypeError(f"{err}") from err
@@ -2653,9 +2653,13 @@ def _accel(text: str) -> str:
     return text
 
 
-def _key(text: str) -> bytes:
+def _filled(text: str) -> str:
     if not text:
-        return b""
+        raise argparse.ArgumentTypeError("is empty: it would let everybody in")
+    return text
+
+
+def _key(text: str) -> bytes:
     try:
         with open(text, "rb") as file:
             key = file.read().strip()
@@ -2669,7 +2673,7 @@ def _key(text: str) -> bytes:
 def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) -> None:
     """All options that stand in the environment, too."""
 
-    def option(name: str, metavar: str, default: str, text: str, **more: Any) -> None:
+    def option(name: str, metavar: str, default: str | None, text: str, **more: Any) -> None:
         default = environ.get(f"OTA_{name.upper().replace('-', '_')}") or default
         parser.add_argument(f"--{name}", metavar=metavar, default=default, help=text, **more)
 
@@ -2684,15 +2688,16 @@ def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) 
     option("max-connections", "N", str(connections), text, type=_number)
     option("max-downloads", "N", "0", "images on their way at once (default: all)", type=_number)
     option("rate", "KB", "0", "KB/s of one download at most (default: no limit)", type=_number)
-    option("token", "TOKEN", "", "needed by who asks: Bearer, Basic's password, or ?token=")
-    option("token-file", "FILE", "", 'holds it, or {"project": "token"}; read when it changes')
-    option("sign-key-file", "FILE", "", "key of signed URLs, which need no token", type=_key)
-    option("allow", "NETS", "", "networks that may ask (default: all)", type=_networks)
+    text = "needed by who asks: as Bearer, password of Basic, or ?token="
+    option("token", "TOKEN", None, text, type=_filled)
+    text = 'holds it, or {"project": "token"}; read when it changes'
+    option("token-file", "FILE", None, text, type=_filled)
+    option("sign-key-file", "FILE", None, "key of signed URLs, which need no token", type=_key)
+    option("allow", "NETS", None, "networks that may ask (default: all)", type=_networks)
     option("cors", "ORIGIN", "*", "whose pages may read images, or off (default: *)")
-    option(
-        "listing", "on|off", "on", "lists of all projects (default: on)", type=_word("ON", "OFF")
-    )
-    option("trust-proxy", "NETS", "", "networks whose X-Forwarded-* count", type=_networks)
+    text = "the page and other lists of all projects (default: on)"
+    option("listing", "on|off", "on", text, type=_word("ON", "OFF"))
+    option("trust-proxy", "NETS", None, "networks whose X-Forwarded-* count", type=_networks)
     option("accel", "PROXY", "", "nginx:/_fw/ or apache: it sends the images", type=_accel)
 
 
@@ -2729,18 +2734,15 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
     parser.add_argument("--version", action="version", version=f"ota-server {__version__}")
     _add_s0(parser)
     options = vars(parser.parse_args(argv))
-    if re.search("--(token|token-file|sign-key-file|allow)[=\0]\0", "\0".join((*argv, ""))):
-        parser.error("an empty --token, --token-file, --sign-key-file or --allow lets everybody in")
     if defaults := _s0_defaults(options):
         parser.set_defaults(**defaults)
         options = vars(parser.parse_args(argv))
         if options["no_certs"]:
             options["cert"] = options["key"] = ""
         if options["no_token"]:
-            options["token"] = options["token_file"] = ""
+            options["token"] = options["token_file"] = None
         elif not (options["token"] or options["token_file"]):
             parser.error("--token is needed, or --no-token")
-    options["www_dir"] = options["www_dir"] or ""
     for name in S0[1:]:
         del options[name]
     options["dir"] = os.path.expanduser(options["dir"])  # stays as it is where there is no home
@@ -2753,7 +2755,8 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
         parser.error("--max-connections is 1 at least, and --key goes with --cert")
     if options["rate"] and (sys.platform != "linux" or options["host"].startswith("unix:")):
         parser.error("--rate needs Linux and TCP")
-    return Config(**options, **_from_systemd(environ))
+    given = {name: value for name, value in options.items() if value is not None}
+    return Config(**given, **_from_systemd(environ))
 
 
 def _from_systemd(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -2774,7 +2777,7 @@ def sign(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     parser = _Parser("ota-server sign", allow_abbrev=False)
     parser.description = "Prints a URL that opens one image, for a while and without a token."
     parser.add_argument("url", help="such as https://ota.example/lamp/latest.bin")
-    default = environ.get("OTA_SIGN_KEY_FILE") or ""
+    default = environ.get("OTA_SIGN_KEY_FILE") or None
     text = "the server's --sign-key-file"
     parser.add_argument("--sign-key-file", metavar="FILE", default=default, help=text, type=_key)
     text = f"how long it is good (default: {SIGNED_SECONDS})"
