@@ -1121,6 +1121,8 @@ def _joined(lines: Iterable[str]) -> dict[str, str]:
 @functools.lru_cache(maxsize=64)  # a fleet asks for the same few again and again
 def _read_target(method: str, target: str, host: str | None, http: str) -> tuple[str, str, str]:
     """Host, path and query; the authority of an absolute target is the Host (RFC 9112 3.2)."""
+    if target.startswith("./"):  # AutoConnectUpdate.cpp puts "." before the name: no RFC allows it
+        target = target[1:]
     match = _TARGET.fullmatch("/" if (method, target) == ("OPTIONS", "*") else target)
     if match is None or match.group(1, 2) == (None, None):
         raise Refused(400, "the request target is no path such as /firmware")
@@ -1676,6 +1678,8 @@ def _picked(site: Site, request: Request, ask: Ask) -> tuple[Report, Outcome, st
     named = [release for release in releases if release.name == name]
     if not named:
         raise Refused(404, f"no file {shown(name)} of {shown(project)} can be offered")
+    if not request.headers.keys() & {"x-esp8266-mode", "x-esp32-mode", "x-mgos-fw-version"}:
+        report = report._replace(kind=named[0].kind)  # it did not say what it asks for
     if report.chip is None:  # a browser, of which the log need not tell
         ask = judge
     return report, ask(site, report, named, SAFETY), "no-transform"
@@ -1773,20 +1777,27 @@ def esp32fota_all(site: Site, request: Request) -> Reply:
     return json_reply(entries, *_cors(site))
 
 
-def _fota(site: Site, request: Request, project: str, ask: Ask) -> dict[str, str]:
-    """Version and URL of the newest image, and of filesystems of the same version."""
+def _fota(site: Site, request: Request, project: str, ask: Ask) -> dict[str, str | int]:
+    """Version and address of the newest image, and of filesystems of the same version."""
     folder = request.path.rpartition("/")[0].removesuffix(f"/{project}")
     report = Report(project, request.peer, chip=ESP32_FAMILY)
     outcome = ask(site, report, (), ())
     if isinstance(outcome, Objection):
         raise Refused(404, str(outcome))
-    entry = {"type": project, "version": str(outcome.version)}
-    entry["url"] = link(site, request, folder, outcome)
+    links = {"bin": link(site, request, folder, outcome)}
     for release in site.catalog.releases(project):
         same = release.version == outcome.version and release.kind in FILESYSTEMS
         if same and judge(site, report._replace(kind=release.kind), (release,)) is release:
-            entry.setdefault(release.kind, link(site, request, folder, release))
-    return entry
+            links.setdefault(release.kind, link(site, request, folder, release))
+    entry: dict[str, str | int] = {"type": project, "version": str(outcome.version)}
+    base = base_url(request)
+    host, number = re.fullmatch("https?://(.*?)(?::([0-9]{1,5})?)?", base).groups()  # type: ignore[union-attr]
+    port = int(number or (443 if request.secure else 80))
+    # Beside "url" it ignores filesystems; without one, these ports mean HTTPS and others do not.
+    if len(links) == 1 or request.secure != (port in {443, 4433}):
+        return entry | {"url": links["bin"]}
+    paths = {kind: url.removeprefix(base) for kind, url in links.items()}
+    return entry | {"host": host, "port": port} | paths
 
 
 def manifest(site: Site, request: Request) -> Reply:
