@@ -291,6 +291,11 @@ def test_no_connection_is_lost_over_restarts(
 # -- 3. The end -----------------------------------------------------------------------------------
 
 
+def hear(link: socket.socket, incoming: ssl.MemoryBIO) -> None:
+    """Gives TLS what the server says next, which must be something."""
+    assert incoming.write(link.recv(65536))
+
+
 def test_client_that_came_before_the_end_is_still_answered(ca: Path | None, folder: Path) -> None:
     with standing(site_of(folder), ca) as stand, ExitStack() as stack:
         place = ("127.0.0.1", stand.port)
@@ -317,7 +322,7 @@ def test_client_that_came_before_the_end_is_still_answered(ca: Path | None, fold
                 tls.do_handshake()
                 break
             except ssl.SSLWantReadError:
-                incoming.write(link.recv(65536))
+                hear(link, incoming)
         tls.write(CHECK)
         link.sendall(outgoing.read())
         received = b""
@@ -325,7 +330,7 @@ def test_client_that_came_before_the_end_is_still_answered(ca: Path | None, fold
             try:
                 received += tls.read(65536)
             except ssl.SSLWantReadError:
-                incoming.write(link.recv(65536))
+                hear(link, incoming)
         assert received.startswith(b"HTTP/1.1 200 ")
 
 
