@@ -78,7 +78,7 @@ def carry(source: socket.socket, target: socket.socket, record: bytearray) -> No
 
 
 @contextmanager
-def relay(port: int) -> Iterator[Relay]:
+def relay(port: int, host: str = "127.0.0.1") -> Iterator[Relay]:
     """A relay in front of a port, for one connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(PATIENCE)
@@ -86,7 +86,7 @@ def relay(port: int) -> Iterator[Relay]:
 
         def run() -> None:
             client, _ = listener.accept()
-            with client, socket.create_connection(("127.0.0.1", port), PATIENCE) as server:
+            with client, socket.create_connection((host, port), PATIENCE) as server:
                 client.settimeout(PATIENCE)
                 back = threading.Thread(target=carry, args=(server, client, between.received))
                 back.start()
