@@ -1682,6 +1682,8 @@ def _picked(site: Site, request: Request, ask: Ask) -> tuple[Report, Outcome, st
         report = report._replace(kind=named[0].kind)  # it did not say what it asks for
     if report.chip is None:  # a browser, of which the log need not tell
         ask = judge
+    if not request.headers.keys() & {"x-esp8266-mode", "x-esp32-mode", "x-mgos-fw-version"}:
+        report = report._replace(kind=named[0].kind)  # nobody names a file of the wrong kind
     return report, ask(site, report, named, SAFETY), "no-transform"
 
 
