@@ -1678,8 +1678,6 @@ def _picked(site: Site, request: Request, ask: Ask) -> tuple[Report, Outcome, st
     named = [release for release in releases if release.name == name]
     if not named:
         raise Refused(404, f"no file {shown(name)} of {shown(project)} can be offered")
-    if not request.headers.keys() & {"x-esp8266-mode", "x-esp32-mode", "x-mgos-fw-version"}:
-        report = report._replace(kind=named[0].kind)  # it did not say what it asks for
     if report.chip is None:  # a browser, of which the log need not tell
         ask = judge
     if not request.headers.keys() & {"x-esp8266-mode", "x-esp32-mode", "x-mgos-fw-version"}:
