@@ -22,6 +22,7 @@ from .test_install import ROOT, program
 
 ADDRESS = "192.0.2.1"  # of the machine, and of every device in it: RFC 5737
 CLONE_NEWNET = 0x40000000  # sched.h
+# Buffers of the kernel stay small, so that nobody has sent what nobody has read.
 SETUP = f"""set -e
 mount -t tmpfs tmpfs "$0/etc"
 cp -a /etc/. "$0/etc"
@@ -29,6 +30,7 @@ mount --bind "$0/etc" /etc
 for place in /run /srv /var/log; do mount -t tmpfs tmpfs "$place"; done
 mkdir -p /run/lock /run/home /srv/firmware /var/log/nginx /var/log/apache2
 mount --bind "$0/firmware" /srv/firmware
+echo 4096 16384 65536 | tee /proc/sys/net/ipv4/tcp_rmem > /proc/sys/net/ipv4/tcp_wmem
 ip link set lo up
 ip address add {ADDRESS} dev lo
 echo ready

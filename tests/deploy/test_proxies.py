@@ -49,8 +49,8 @@ OFFLOADING = {"x-accel-redirect", "x-sendfile"}  # between instance and proxy on
 
 @functools.cache
 def big_image() -> bytes:
-    """An image that does not fit into the buffers on the way."""
-    return esp32_image("big", "2.0.0", payload=hashlib.shake_128(b"proxy").digest(6 << 20))
+    """An image that does not fit into all the buffers on its way."""
+    return esp32_image("big", "2.0.0", payload=hashlib.shake_128(b"proxy").digest(2 << 20))
 
 
 @functools.cache
