@@ -1709,14 +1709,15 @@ def _translate(site: Site, request: Request, report: Report, outcome: Outcome, c
         if outcome.deny:
             return refusal(Refused(403, str(outcome)))
         return Reply(304, (("X-OTA-Reason", plain(str(outcome))), ("Cache-Control", cache)))
-    if site.config.accel:  # ranges are the proxy's
+    offloaded = site.config.accel and plain(outcome.path) == outcome.path
+    if offloaded:  # ranges are the proxy's
         fields = {name: text for name, text in request.headers.items() if name != "range"}
         request = request._replace(headers=fields)
     image = site.catalog.open(outcome)
     reply = None
     try:
         reply = image_reply(request, outcome, image, cache)
-        if site.config.accel and reply.body is image:
+        if offloaded and reply.body is image:
             reply = _by_proxy(site.config, outcome, reply)
     finally:
         if reply is None or reply.body is not image:
@@ -1727,13 +1728,12 @@ def _translate(site: Site, request: Request, report: Report, outcome: Outcome, c
 
 def _by_proxy(config: Config, release: Release, reply: Reply) -> Reply:
     """The head alone, with where the proxy finds the bytes: X-Accel-Redirect, mod_xsendfile."""
-    path = release.path
-    field, prefix = "X-Sendfile", ""
+    where = ("X-Sendfile", release.path)  # Debian's mod_xsendfile decodes nothing
     if config.accel != "apache":
-        field, prefix = "X-Accel-Redirect", config.accel.removeprefix("nginx:")
-        path = os.path.relpath(path, os.path.realpath(config.dir))
-    where = (field, prefix + quote(path, errors="surrogateescape"))
-    kept = (each for each in reply.headers if each[0] != "Content-Length")
+        path = quote(os.path.relpath(release.path, os.path.realpath(config.dir)))
+        where = ("X-Accel-Redirect", config.accel.removeprefix("nginx:") + path)
+    own = {"Content-Length", "Accept-Ranges"}  # nginx would send the latter twice
+    kept = (each for each in reply.headers if each[0] not in own)
     return Reply(reply.status, (*kept, ("Content-Length", "0"), where))
 
 
