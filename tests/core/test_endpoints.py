@@ -721,7 +721,7 @@ def tasmota(tmp_path: Path) -> Site:
     return filled(tmp_path, files)
 
 
-def asks(running: str, family: str = "esp8266", free: int = 10) -> Headers:
+def says(running: str, family: str = "esp8266", free: int = 10) -> Headers:
     """The headers of a Tasmota with little room."""
     mac = {f"x-{family}-sta-mac": "5C:CF:7F:12:34:56", f"x-{family}-mode": "sketch"}
     room = {f"x-{family}-free-space": str(free), f"x-{family}-chip-size": "1048576"}
@@ -733,52 +733,52 @@ def asks(running: str, family: str = "esp8266", free: int = 10) -> Headers:
 @pytest.mark.parametrize(
     ("path", "headers", "name"),
     [
-        pytest.param("/tasmota.bin", asks("14.1.0(tasmota)"), "tasmota-14.2.0.bin", id="up"),
-        pytest.param("/tasmota.bin.gz", asks("14.1.0(tasmota)"), "tasmota-14.2.0.bin.gz", id="gz"),
-        pytest.param("/tasmota.bin.gz", asks("14.2.0(tasmota)"), "304 not-newer", id="stays"),
-        pytest.param("/tasmota.bin", asks("14.2.0.1(tasmota)"), "304 not-newer", id="four numbers"),
+        pytest.param("/tasmota.bin", says("14.1.0(tasmota)"), "tasmota-14.2.0.bin", id="up"),
+        pytest.param("/tasmota.bin.gz", says("14.1.0(tasmota)"), "tasmota-14.2.0.bin.gz", id="gz"),
+        pytest.param("/tasmota.bin.gz", says("14.2.0(tasmota)"), "304 not-newer", id="stays"),
+        pytest.param("/tasmota.bin", says("14.2.0.1(tasmota)"), "304 not-newer", id="four numbers"),
         pytest.param(
             "/tasmota-minimal.bin.gz",
-            asks("14.2.0(tasmota)"),
+            says("14.2.0(tasmota)"),
             "tasmota-minimal-14.2.0.bin.gz",
             id="-",
         ),
         pytest.param(
             "/tasmota/latest-minimal.bin.gz",
-            asks("14.2.0(tasmota)"),
+            says("14.2.0(tasmota)"),
             "tasmota-minimal-14.2.0.bin.gz",
             id="latest-minimal",
         ),
         pytest.param(
-            "/tasmota.bin.gz", asks("14.2.0(minimal)"), "tasmota-14.2.0.bin.gz", id="back"
+            "/tasmota.bin.gz", says("14.2.0(minimal)"), "tasmota-14.2.0.bin.gz", id="back"
         ),
-        pytest.param("/tasmota", asks("14.2.0(minimal)"), "tasmota-14.2.0.bin", id="no ending"),
+        pytest.param("/tasmota", says("14.2.0(minimal)"), "tasmota-14.2.0.bin", id="no ending"),
         pytest.param(
-            "/tasmota32.bin", asks("14.1.0(tasmota32)", "esp32"), "tasmota32-14.2.0.bin", id="ESP32"
+            "/tasmota32.bin", says("14.1.0(tasmota32)", "esp32"), "tasmota32-14.2.0.bin", id="ESP32"
         ),
         pytest.param(
             "/tasmota32.bin",
-            asks("14.2.0(safeboot)", "esp32"),
+            says("14.2.0(safeboot)", "esp32"),
             "tasmota32-14.2.0.bin",
             id="safeboot",
         ),
         pytest.param(
             "/tasmota32-safeboot.bin",
-            asks("14.2.0(tasmota32)", "esp32"),
+            says("14.2.0(tasmota32)", "esp32"),
             "tasmota32-safeboot-14.2.0.bin",
             id="to safeboot",
         ),
         pytest.param(
-            "/tasmota32.bin", asks("14.1.0(tasmota)"), "403 wrong-chip", id="ESP32 to an ESP8266"
+            "/tasmota32.bin", says("14.1.0(tasmota)"), "403 wrong-chip", id="ESP32 to an ESP8266"
         ),
         pytest.param(
-            "/tasmota.bin", asks("14.1.0(tasmota32)", "esp32"), "403 wrong-chip", id="the other way"
+            "/tasmota.bin", says("14.1.0(tasmota32)", "esp32"), "403 wrong-chip", id="the other way"
         ),
         pytest.param(
-            "/tasmota32.bin", asks("14.2.0(minimal)"), "403 wrong-chip", id="minimal, wrong chip"
+            "/tasmota32.bin", says("14.2.0(minimal)"), "403 wrong-chip", id="minimal, wrong chip"
         ),
         pytest.param(
-            "/tasmota.bin", asks("14.1.0"), "304 too-big", id="no Tasmota has room judged"
+            "/tasmota.bin", says("14.1.0"), "304 too-big", id="no Tasmota has room judged"
         ),
     ],
 )
@@ -786,6 +786,24 @@ def test_tasmota_gets_what_it_asks_for_and_says_itself_that_it_is_too_big(
     tasmota: Site, path: str, headers: Headers, name: str
 ) -> None:
     assert name_of(tasmota, path, headers) == name
+
+
+@pytest.mark.parametrize("path", ["/lamp", "/lamp.bin", "/lamp/latest", "/lamp/lamp-1.10.0.bin"])
+@pytest.mark.parametrize("running", ["1.0.0", "1.10.0"])
+def test_version_of_the_newest_is_told_without_an_image_at_any_url(
+    site: Site, path: str, running: str
+) -> None:
+    """getAvailableVersion() knows only 200: ESP8266httpUpdate.cpp."""
+    asks = ESP8266 | {"x-esp8266-version": running, "x-esp8266-mode": "version"}
+    reply, body = ask(site, path, asks)
+    fields = dict(reply.headers)
+    assert (reply.status, body, fields["Content-Length"]) == (200, b"", "0")
+    assert fields["x-version"] == "1.10.0"
+
+
+def test_version_of_nothing_is_not_told(site: Site) -> None:
+    asks = {"user-agent": "ESP8266-http-Update", "x-esp8266-mode": "version"}
+    assert name_of(site, "/node/latest.bin", asks) == "403 wrong-chip"
 
 
 # -- 10. S3 ----------------------------------------------------------------------------------------
