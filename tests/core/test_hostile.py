@@ -355,6 +355,11 @@ DIALECTS = [
         )
     ),
     asked("long-prefix", b"/a" * 1500 + NAME, 200),
+    row("dialect-dot-slash", line(b"GET ." + NAME + b" HTTP/1.1"), 200, closes=OPEN),
+    row("dialect-dot-slash-up", target(b"./../secret-1.0.0.bin"), 404, closes=OPEN),
+    row("dialect-dot-slash-url", target(b"./http://ota/firmware.bin"), 200, closes=OPEN),
+    row("dialect-dot-dot-slash", target(b"../secret-1.0.0.bin"), 400),
+    row("dialect-dot", target(b"."), 400),
     asked("md5-md5", NAME + b".md5.md5"),
     asked("sha256-md5", NAME + b".sha256.md5"),
     asked("md5-alone", b"/.md5"),
