@@ -1421,7 +1421,7 @@ def recognised(report: Report, releases: Sequence[Release], among: Sequence[Rele
         for release in releases:
             if report.sketch_sha256 in release.facts.running:
                 return report._replace(chip=release.facts.chip)
-        chips = {release.facts.chip for release in among}
+        chips = {release.facts.chip for release in among if release.kind == report.kind}
         several = len(chips - {"esp8266", "", UNKNOWN_CHIP}) > 1
         return report._replace(chip=UNKNOWN_ESP32) if several else report
     for release in releases if report.sketch_md5 and among[0].facts.packed else ():
@@ -1644,9 +1644,6 @@ def update(site: Site, request: Request) -> Reply:
             "no x-ESP8266-version or x-ESP32-version: tell update() which one runs, or ?version=",
         )
     outcome = decide(site, report)
-    if request.headers.get("x-esp8266-mode") == "version":  # getAvailableVersion() knows only 200
-        best = outcome if isinstance(outcome, Release) else report
-        return Reply(200, (("x-version", str(best.version)), ("Content-Length", "0"), UNCACHED))
     return _translate(site, request, report, outcome, NEWEST)
 
 
@@ -1705,6 +1702,10 @@ def digest_line(site: Site, request: Request) -> Reply:
 
 def _translate(site: Site, request: Request, report: Report, outcome: Outcome, cache: str) -> Reply:
     """A decision as status and bytes; the file is open before anything is promised."""
+    version = outcome.version if isinstance(outcome, Release) else report.version
+    if version and request.headers.get("x-esp8266-mode") == "version":
+        # getAvailableVersion() knows only 200
+        return Reply(200, (("x-version", str(version)), ("Content-Length", "0"), UNCACHED))
     if isinstance(outcome, Objection):
         if outcome.deny:
             return refusal(Refused(403, str(outcome)))

@@ -319,7 +319,122 @@ DEVICES = [
     row("md5-odd", check(b"x-ESP8266-sketch-md5: " + b"f" * 7000), 200, closes=OPEN),
     row("etag-odd", check(b'If-None-Match: "\xff", , "'), 200, closes=OPEN),
 ]
-ROWS = [*LINES, *TARGETS, *HOSTS, *FIELDS, *LENGTHS, *NOT_HTTP, *DEVICES]
+
+
+def asked(name: str, path: bytes, status: int = 404) -> Any:
+    """One target of a route for a dialect; the connection stays."""
+    return row(f"dialect-{name}", target(path), status, closes=OPEN)
+
+
+def mongoose(words: bytes) -> bytes:
+    """A check by Mongoose OS for a project that has no zip."""
+    return ask(b"X-MGOS-FW-Version: " + words, b"X-MGOS-Device-ID: \xff " + b"A" * 3000)
+
+
+NAME, LONG = b"/firmware-1.10.0.bin", b"a" * 3000
+DIALECTS = [
+    *(
+        asked(f"long-{number}", path)
+        for number, path in enumerate(
+            [
+                b"/" + LONG + b".bin",
+                b"/" + LONG + b".bin.gz.md5",
+                b"/" + LONG + b"/latest.bin",
+                b"/" + LONG + b"-minimal.bin.gz",
+                b"/" + LONG + b"/manifest.json",
+                b"/" + LONG + b"/esp32fota.json",
+                b"/" + LONG + b"/versions",
+                b"/firmware/" + b"1." * 1500 + b".bin",
+                b"/firmware/" + b"1.0-" * 1500 + b".littlefs.bin.gz",
+                b"/firmware/" + b".bin" * 1500,
+                b"/firmware/" + b".md5" * 1500,
+                b"/firmware/latest" + b"-minimal" * 500 + b".bin",
+                b"/a" * 1500 + b"/fan/latest.bin",
+                b"/update?dev=" + LONG[:0] + b"&x=" + LONG,
+            ]
+        )
+    ),
+    asked("long-prefix", b"/a" * 1500 + NAME, 200),
+    row("dialect-dot-slash", line(b"GET ." + NAME + b" HTTP/1.1"), 200, closes=OPEN),
+    row("dialect-dot-slash-up", target(b"./../secret-1.0.0.bin"), 404, closes=OPEN),
+    row("dialect-dot-slash-url", target(b"./http://ota/firmware.bin"), 200, closes=OPEN),
+    row("dialect-dot-dot-slash", target(b"../secret-1.0.0.bin"), 400),
+    row("dialect-dot", target(b"."), 400),
+    asked("md5-md5", NAME + b".md5.md5"),
+    asked("sha256-md5", NAME + b".sha256.md5"),
+    asked("md5-alone", b"/.md5"),
+    asked("md5-of-nothing", b"/firmware/.md5", 400),
+    asked("md5-of-the-page", b"/.sha256"),
+    asked("md5-slash", NAME + b".md5/", 400),
+    asked("md5-capitals", NAME + b".MD5"),
+    asked("md5-of-a-secret", b"/../secret-1.0.0.bin.md5"),
+    asked("md5-of-a-secret-coded", b"/%2e%2e/secret-1.0.0.bin.sha256"),
+    asked("latest-alone", b"/latest"),
+    asked("latest-bin-alone", b"/latest.bin"),
+    asked("latest-of-dots", b"/../latest.bin"),
+    asked("latest-of-one-dot", b"/./latest.bin"),
+    asked("latest-of-slashes", b"//latest.bin"),
+    asked("latest-twice", b"/firmware/latest/latest.bin"),
+    asked("latest-other", b"/firmware/latest-secret.bin"),
+    asked("latest-zip", b"/firmware/latest.zip"),
+    row("dialect-latest-nul", target(b"/firmware/latest%00.bin"), 400),
+    asked("bin-alone", b"/.bin"),
+    asked("gz-alone", b"/.bin.gz"),
+    asked("zip-alone", b"/firmware/.zip"),
+    asked("dots-bin", b"/...bin"),
+    asked("dots-and-bin", b"/firmware/...bin"),
+    asked("littlefs-alone", b"/.littlefs.bin"),
+    asked("backslashes", b"/firmware/..%5c..%5csecret-1.0.0.bin"),
+    asked("coded-slash", b"/firmware%2ffirmware-1.10.0.bin", 200),
+    asked("coded-slashes-up", b"/..%2f..%2fsecret-1.0.0.bin.gz"),
+    asked("surrogate", b"/%ed%a0%80.bin"),
+    asked("surrogate-latest", b"/%ed%a0%80/latest.bin.md5"),
+    asked("no-utf-8-manifest", b"/%ff/manifest.json"),
+    asked("no-utf-8-file", b"/firmware/%ff-1.0.0.bin"),
+    asked("next-line", b"/%c2%85/versions"),
+    asked("right-to-left", b"/%e2%80%ae/esp32fota.json"),
+    row("dialect-line-end", target(b"/x%0d%0aX:%20y/latest.bin"), 400),
+    row("dialect-escape", target(b"/%1b%5b31m.bin"), 400),
+    row("dialect-nul-in-file", target(b"/firmware/%00firmware-1.10.0.bin"), 400),
+    asked("manifest-alone", b"/manifest.json"),
+    asked("manifest-of-dots", b"/../manifest.json"),
+    asked("manifest-of-slashes", b"//manifest.json"),
+    asked("manifest-slash", b"/fan/manifest.json/"),
+    asked("fota-slash", b"/fan/esp32fota.json/"),
+    asked("fota-id", b"/firmware/esp32fota.json?id=" + LONG),
+    asked("versions-alone", b"/versions"),
+    asked("versions-of-dots", b"/../versions"),
+    asked("catalog-below", b"/firmware/_catalog", 400),
+    asked("catalog-slash", b"/_catalog/"),
+    asked("catalog-of-a-path", b"/_catalog?op=list&path=../../etc", 200),
+    asked("catalog-of-nothing", b"/_catalog?" + b"&" * 3000, 200),
+    asked("update-slash", b"/update/?dev=..&ver=1.0"),
+    asked("update-dots", b"/update?dev=..&ver=1.0", 400),
+    asked("update-nul", b"/update?dev=%00&ver=%00", 400),
+    asked("update-line-end", b"/update?dev=a%0d%0aX:y&ver=1.0%0a", 400),
+    asked("update-no-utf-8", b"/update?dev=%ff%fe&ver=1.0", 400),
+    asked("update-surrogate", b"/update?dev=%ed%a0%80&ver=1.0", 400),
+    asked("update-many", b"/update?" + b"dev=a&" * 800, 400),
+    asked("version-escape", b"/firmware?version=%1b%5b31m", 400),
+    asked("version-nul", b"/firmware?version=1.0.0%00", 400),
+    asked("version-no-utf-8", b"/firmware?version=%ff", 400),
+    asked("version-long", b"/firmware?version=" + b"1" * 7000, 400),
+    asked("version-bracket", b"/firmware?version=1.1." + b"1" * 6000 + b")", 400),
+    asked("token-odd", b"/firmware/latest.bin?token=%00%ff&sig=%zz"[:-3], 200),
+    row("mgos-empty", mongoose(b""), 400, closes=OPEN),
+    row("mgos-escape", mongoose(b"\x9b31m 1.0 \x9b"), 403, closes=OPEN),
+    row("mgos-long", mongoose(b"a" * 3000 + b" 1.0"), 403, closes=OPEN),
+    row("mgos-many-words", mongoose(b"a " * 1500), 400, closes=OPEN),
+    row("mgos-odd-version", mongoose(b"esp32 %n"), 400, closes=OPEN),
+    row("tasmota-odd", ask(b"x-ESP8266-version: 1.0.0(" + b"(" * 3000 + b")"), 200, closes=OPEN),
+    row(
+        "forwarded-odd",
+        ask(b"X-Forwarded-For: %s, \xff", b"X-Forwarded-Host: a b"),
+        400,
+        closes=OPEN,
+    ),
+]
+ROWS = [*LINES, *TARGETS, *HOSTS, *FIELDS, *LENGTHS, *NOT_HTTP, *DEVICES, *DIALECTS]
 
 
 def assert_clean(caplog: pytest.LogCaptureFixture) -> None:

@@ -822,6 +822,13 @@ def test_recognised_leaves_other_reports_alone(device: Report) -> None:
     assert recognised(device, releases, releases) == device
 
 
+def test_zip_for_another_chip_makes_no_project_of_several_chips() -> None:
+    releases = (release("2.0.0", "esp32c3", kind="zip"), release("1.1.0", "esp32"))
+    device = report("1.0.0", chip=ESP32_FAMILY)
+    exact = recognised(device, releases, releases)
+    assert said(choose(exact, releases, STATELESS)) == "1.1.0"
+
+
 # -- 4. Properties ---------------------------------------------------------------------------------
 
 VERSIONS = st.sampled_from(
