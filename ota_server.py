@@ -425,6 +425,7 @@ def inspect(file: FileIO, kind: str = "sketch") -> Facts:
 # Device, inode, size in bytes, mtime and ctime in ns: as long as they stay, so do the bytes. ctime
 # because touch -r, cp -p and rsync --times set mtime back: docs/decisions/0005-what-a-file-is.md.
 Identity = tuple[int, int, int, int, int]
+_Notes = tuple[Identity, str]  # of a file with release notes, and its text
 _NAME = r"(?:(?P<project>.+{})[-_ ])?(?P<version>[vV]?[0-9]+\.[0-9]+{})"
 _ENDINGS = r"(?:\.(?P<filesystem>littlefs|spiffs|fatfs))?\.(?P<ending>bin|bin\.gz|zip)"
 _FILE_NAME = re.compile(rf"(?s)(?P<stem>.+?){_ENDINGS}")
@@ -508,6 +509,11 @@ def read_name(stem: str) -> tuple[str, Version]:
         raise ValueError(f"has a name whose version cannot be read: {err}") from err
 
 
+def _kind_of(match: re.Match[str]) -> str:
+    """The kind of a file whose name is as _FILE_NAME says."""
+    return "zip" if match["ending"] == "zip" else match["filesystem"] or "sketch"
+
+
 def _promised(entry: os.DirEntry[str], folder: str, inside: str) -> Release:
     """The release that a directory entry promises. ValueError: none; completes "name ..."."""
     if entry.name.startswith("."):
@@ -533,8 +539,8 @@ def _promised(entry: os.DirEntry[str], folder: str, inside: str) -> Release:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("is no file")
-    kind = "zip" if match["ending"] == "zip" else match["filesystem"] or "sketch"
-    return Release(folder or project, version, kind, path, entry.name, identity_of(status))
+    identity = identity_of(status)
+    return Release(folder or project, version, _kind_of(match), path, entry.name, identity)
 
 
 def _is_still(release: Release, entry: os.DirEntry[str]) -> bool:
@@ -606,7 +612,7 @@ class DirectoryCatalog:
         self._any_file = any_file
         self._max_open = max_open
         self._open: list[FileIO] = []  # some of them closed since
-        self._notes: dict[str, tuple[Identity, str]] = {}  # by listed path without the end
+        self._notes: dict[str, _Notes] = {}  # by listed path without the end
         self._told: dict[str, str] = {}  # by path: what the log has said of it
         self._facts: dict[Identity, Facts | str] = {}  # str: why it is not offered
         self._known: dict[tuple[str, str], Release] = {}  # by folder and listed path
@@ -698,7 +704,7 @@ class DirectoryCatalog:
         paths: set[str] = set()
         known: dict[tuple[str, str], Release] = {}
         queues: dict[str, list[Release]] = {}
-        notes: dict[str, tuple[Identity, str]] = {}
+        notes: dict[str, _Notes] = {}
         for entry, folder in _entries(root):
             paths.add(entry.path)
             try:
@@ -714,8 +720,7 @@ class DirectoryCatalog:
                 continue
             known[folder, entry.path] = release
         if notes or self._notes:
-            self._notes = notes
-            known = {key: self._noted(key[1], release) for key, release in known.items()}
+            self._note(known, notes)
         for release in known.values():
             queues.setdefault(release.project, []).append(release)
         self._known = known
@@ -729,7 +734,7 @@ class DirectoryCatalog:
             identities = {release.identity for release in known.values()}
             self._facts = {key: facts for key, facts in self._facts.items() if key in identities}
 
-    def _read_notes(self, entry: os.DirEntry[str]) -> tuple[Identity, str]:
+    def _read_notes(self, entry: os.DirEntry[str]) -> _Notes:
         """Identity and text of release notes. OSError: they cannot be read."""
         identity, text = self._notes.get(entry.path[:-3], (None, ""))
         found = identity_of(entry.stat(follow_symlinks=False))
@@ -738,11 +743,14 @@ class DirectoryCatalog:
                 text = (file.read(MAX_NOTES) or b"").decode("utf-8", "replace").strip()
         return found, text
 
-    def _noted(self, path: str, release: Release) -> Release:
-        """The release with its notes."""
-        match = _FILE_NAME.fullmatch(path)
-        text = self._notes.get(match["stem"], ("", ""))[1] if match else ""
-        return release if release.notes == text else replace(release, notes=text)
+    def _note(self, known: dict[tuple[str, str], Release], notes: dict[str, _Notes]) -> None:
+        """Puts the notes into those releases that are new, or into all if there are other notes."""
+        changed, self._notes = notes != self._notes, notes
+        for key, release in known.items():
+            if changed or self._known.get(key) is not release:
+                match = _FILE_NAME.fullmatch(key[1])
+                text = notes.get(match["stem"], (None, ""))[1] if match else ""
+                known[key] = replace(release, notes=text)
 
     def _check_new(self, deadline: float) -> bool:
         """Checks what is listed and unknown; gives back whether the time was enough.
@@ -1536,44 +1544,48 @@ class Wanted(NamedTuple):
 
     project: str
     name: str = ""  # of one file; "": the newest image
+    kind: str = ""  # as in Release; "": the path does not say
 
 
-_LATEST = re.compile(r"latest(-minimal|-safeboot)?(?:\.bin|\.bin\.gz)?")  # suffixes of Tasmota
+_LATEST = re.compile(r"latest(-minimal|-safeboot)?")  # suffixes of Tasmota
 _ABOUT = {"manifest.json", "esp32fota.json", "versions", "_catalog"}  # of all, without parent
 
 
 @functools.lru_cache(maxsize=64)  # a fleet asks for the same few again and again
-def _parts(path: str) -> tuple[str, str, str, str]:
-    """Of a path: project, last part and the one before it, and the stem of that if it is a file."""
-    _, parent, name = ("", "", *path.rstrip("/").split("/"))[-3:]
-    image = _image_path(name)
-    if not image or image in _ABOUT:
-        return parent, name, parent, ""
-    if parent and (latest := _LATEST.fullmatch(image)):
-        return parent + (latest[1] or ""), name, parent, ""
-    match = _FILE_NAME.fullmatch(image)
-    return image, image, parent, match["stem"] if match else ""
+def _read(path: str) -> tuple[Wanted, str | None]:
+    """What a path says by itself; and, if it names a file, what stands before that."""
+    _, parent, last = ("", "", *path.rstrip("/").split("/"))[-3:]
+    name = _image_path(last)
+    if not name or name in _ABOUT:
+        return Wanted(parent), None
+    file = _FILE_NAME.fullmatch(name)
+    stem, kind = (file["stem"], _kind_of(file)) if file else (name, "")
+    if parent and (latest := _LATEST.fullmatch(stem)):
+        return Wanted(parent + (latest[1] or ""), kind=kind), None
+    return (Wanted(stem, name, kind), parent) if file else (Wanted(last), None)
 
 
 def read_path(catalog: Catalog, request: Request) -> Wanted:
     """What the request is about; guards and endpoints must ask the same function."""
-    project, name, parent, stem = _parts(request.path)
-    if name == "update" and request.query and (dev := parameter(request.query, "dev")):
+    found, parent = _read(request.path)
+    if found.project == "update" and request.query and (dev := parameter(request.query, "dev")):
         return Wanted(dev)
-    return _wanted_file(catalog, parent, name, stem) if stem else Wanted(project)
+    return found if parent is None else _wanted_file(catalog, found, parent)
 
 
-def _wanted_file(catalog: Catalog, parent: str, name: str, stem: str) -> Wanted:
+def _wanted_file(catalog: Catalog, found: Wanted, parent: str) -> Wanted:
     """A file of the folder or project that stands before it, else the newest of its name."""
     projects = [parent]
     if parent != "..":  # which stands for nothing here
         with suppress(ValueError):
-            projects.append(read_name(stem)[0])
+            projects.append(read_name(found.project)[0])
     for project in projects:
-        if any(release.name == name for release in _known(catalog, project)):
-            return Wanted(project, name)
+        if any(release.name == found.name for release in _known(catalog, project)):
+            return found._replace(project=project)
     project = parent or projects[-1]
-    return Wanted(project, name) if project and not _known(catalog, stem) else Wanted(stem)
+    if project and not _known(catalog, found.project):
+        return found._replace(project=project)
+    return found._replace(name="")
 
 
 def _image_path(path: str) -> str:
@@ -1663,23 +1675,29 @@ def platform_update(site: Site, request: Request) -> Reply:
     return _translate(site, request, report, outcome, NEWEST)
 
 
+_MODES = {"x-esp8266-mode", "x-esp32-mode", "x-mgos-fw-version"}
+
+
 def _picked(site: Site, request: Request, ask: Ask) -> tuple[Report, Outcome, str]:
     """Who asks, the image that the path means, and how long a cache may keep that."""
-    project, name = read_path(site.catalog, request)
+    project, name, kind = read_path(site.catalog, request)
     report = read_report(project, request.headers, request.peer, request.query)
-    releases = site.catalog.releases(project)
+    among = site.catalog.releases(project)
+    if kind and not request.headers.keys() & _MODES:  # else the device says it
+        report = report._replace(kind=kind)
+        among = [release for release in among if release.kind == kind]
+    if name:
+        among = [release for release in among if release.name == name]
+    elif _image_path(request.path).endswith(".gz"):
+        among = [release for release in among if release.facts.packed] or among
+    if not among:
+        file = _image_path(request.path.rpartition("/")[2])
+        raise Refused(404, f"no file {shown(file)} of {shown(project)} can be offered")
     if not name:
-        packed = _image_path(request.path).endswith(".gz")
-        among = [release for release in releases if release.facts.packed == packed]
-        return report, ask(site, report, among or releases, site.rules), NEWEST
-    named = [release for release in releases if release.name == name]
-    if not named:
-        raise Refused(404, f"no file {shown(name)} of {shown(project)} can be offered")
+        return report, ask(site, report, among, site.rules), NEWEST
     if report.chip is None:  # a browser, of which the log need not tell
         ask = judge
-    if not request.headers.keys() & {"x-esp8266-mode", "x-esp32-mode", "x-mgos-fw-version"}:
-        report = report._replace(kind=named[0].kind)  # nobody names a file of the wrong kind
-    return report, ask(site, report, named, SAFETY), "no-transform"
+    return report, ask(site, report, among, SAFETY), "no-transform"
 
 
 def download(site: Site, request: Request) -> Reply:
