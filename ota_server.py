@@ -1170,7 +1170,7 @@ def forwarded(request: Request, trusted: tuple[Network, ...]) -> Request:
     if peer != LOCAL and not is_in(peer, trusted):
         return request
     for hop in reversed(headers.get("x-forwarded-for", "").split(",")):
-        if not is_in(hop.strip(), EVERYWHERE):
+        if "%" in hop or not is_in(hop.strip(), EVERYWHERE):  # a zone could be any text
             break
         peer = hop.strip()
         if not is_in(peer, trusted):

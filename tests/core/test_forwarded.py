@@ -76,6 +76,8 @@ WHO = [
     pytest.param(PROXY, ["X-Forwarded-For: 0x7f.1"], PROXY, id="odd-number"),
     pytest.param(PROXY, ["X-Forwarded-For: 1"], PROXY, id="bare-number"),
     pytest.param(PROXY, ["X-Forwarded-For: unix"], PROXY, id="unix"),
+    pytest.param(PROXY, ["X-Forwarded-For: fe80::1%eth0"], PROXY, id="zone"),
+    pytest.param(PROXY, ["X-Forwarded-For: fe80::1%\x9b31m a b"], PROXY, id="zone-for-the-log"),
     pytest.param(PROXY, ["X-Forwarded-For: 203.0.113.5, unix"], PROXY, id="unix-behind"),
     pytest.param(PROXY, ["Forwarded: for=203.0.113.5"], PROXY, id="the-other-field"),
     pytest.param(PROXY, ["X-Real-IP: 203.0.113.5"], PROXY, id="nginx-own-field"),
