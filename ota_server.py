@@ -991,7 +991,7 @@ def has_version(_report: Report, release: Release) -> Objection | None:
     """A file without a version, or no image, is only for who asks for this very file."""
     if release.version != UNVERSIONED and release.facts.chip != UNKNOWN_CHIP:
         return None
-    reason = f"{release.name} is no image with a version in its name"
+    reason = f"{printable(release.name)} is no image with a version in its name"
     return Objection("no-version", reason, foreign=True)
 
 
