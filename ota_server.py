@@ -999,7 +999,7 @@ def has_version(_report: Report, release: Release) -> Objection | None:
     """A file without a version, or no image, is only for who asks for this very file."""
     if release.version != UNVERSIONED and release.facts.chip != UNKNOWN_CHIP:
         return None
-    reason = f"{release.name} is no image with a version in its name"
+    reason = f"{printable(release.name)} is no image with a version in its name"
     return Objection("no-version", reason, foreign=True)
 
 
@@ -1178,7 +1178,7 @@ def forwarded(request: Request, trusted: tuple[Network, ...]) -> Request:
     if peer != LOCAL and not is_in(peer, trusted):
         return request
     for hop in reversed(headers.get("x-forwarded-for", "").split(",")):
-        if not is_in(hop.strip(), EVERYWHERE):
+        if "%" in hop or not is_in(hop.strip(), EVERYWHERE):  # a zone could be any text
             break
         peer = hop.strip()
         if not is_in(peer, trusted):

@@ -509,6 +509,18 @@ def test_manifests_name_no_build_of_what_is_no_image(
     assert "projectD" in text_of(ask(site, "/esp32fota.json"))
 
 
+def test_name_of_a_file_makes_no_second_line_in_the_log(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    put(root / "www/firmware/odd/a\n5C:CF:7F:12:34:56 is a liar.bin", b"no image")
+    site = site_of(root, "--no-certs", "--no-token", monkeypatch=monkeypatch)
+    for target in ("/odd/latest", "/odd?version=0.1", "/odd/manifest.json", "/odd"):
+        assert ask(site, target).status in {304, 400, 404}
+    assert "is a liar" in caplog.text
+    assert not any("\n" in line for line in caplog.messages)
+
+
 def test_page_lists_every_file_by_its_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = site_of(root, "--no-certs", "--token", "t", monkeypatch=monkeypatch)
     page = text_of(ask(site, "/?token=t"))
