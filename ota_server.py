@@ -1651,12 +1651,11 @@ def update(site: Site, request: Request) -> Reply:
     report = read_report(project, request.headers, request.peer, request.query)
     if report.version is None:
         site.catalog.releases(project)  # a wrong URL is said before a missing version
-        raise Refused(
-            400,
-            "no x-ESP8266-version or x-ESP32-version: tell update() which one runs, or ?version=",
+        reason = (
+            "no x-ESP8266-version or x-ESP32-version: tell update() which one runs, or ?version="
         )
-    outcome = decide(site, report)
-    return _translate(site, request, report, outcome, NEWEST)
+        raise Refused(400, reason)
+    return _translate(site, request, report, decide(site, report), NEWEST)
 
 
 def platform_update(site: Site, request: Request) -> Reply:
@@ -1727,6 +1726,8 @@ def _translate(site: Site, request: Request, report: Report, outcome: Outcome, c
     if isinstance(outcome, Objection):
         if outcome.deny:
             return refusal(Refused(403, str(outcome)))
+        if report.chip is None and report.version is None:  # who runs nothing has nothing new
+            raise Refused(404, str(outcome))
         return Reply(304, (("X-OTA-Reason", plain(str(outcome))), ("Cache-Control", cache)))
     offloaded = site.config.accel and plain(outcome.path) == outcome.path
     if offloaded:  # ranges are the proxy's
@@ -2744,14 +2745,16 @@ def _add_s0(parser: _Parser) -> None:
     group.add_argument("--no-token", action="store_true", help="nobody needs a token")
 
 
-def _s0_defaults(options: Mapping[str, Any]) -> dict[str, str]:
-    """What is meant where such a flag is given; {} without one."""
+def _s0_defaults(options: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """What is meant where such a flag is given, and nothing else; {} without one."""
     if not any(options[name] for name in S0):
         return {}
     www = options["www_dir"] or "www"
     defaults = {"dir": os.path.join(www, options["firmware_dir"] or "firmware"), "port": "8070"}
     if not options["no_certs"]:
         defaults |= {"cert": "certs/ca_cert.pem", "key": "certs/ca_key.pem"}
+    for name in set(defaults):
+        defaults[name] = environ.get(f"OTA_{name.upper()}") or defaults[name]
     return defaults | {"www_dir": www}
 
 
@@ -2764,7 +2767,7 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
     parser.add_argument("--version", action="version", version=f"ota-server {__version__}")
     _add_s0(parser)
     options = vars(parser.parse_args(argv))
-    if defaults := _s0_defaults(options):
+    if defaults := _s0_defaults(options, environ):
         parser.set_defaults(**defaults)
         options = vars(parser.parse_args(argv))
         if options["no_certs"]:
