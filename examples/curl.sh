@@ -17,15 +17,20 @@ ask() {
 
 echo "Which versions are there?"
 ask "$SERVER/$PROJECT/versions"
+echo
 
 echo "Would a device that runs 0.0.1 get one? 200 is yes; 304 is no, and X-OTA-Reason says why."
 ask --head "$SERVER/$PROJECT/latest.bin?version=0.0.1"
 
-echo "Download the newest, going on where an earlier try broke off, and check it."
-ask --continue-at - --output "$PROJECT.bin" "$SERVER/$PROJECT/latest.bin"
-digest=$(ask "$SERVER/$PROJECT/latest.bin.sha256" | cut -d ' ' -f 1)
-echo "$digest  $PROJECT.bin" | sha256sum -c -
+echo "Download the newest, unless it is here, going on where an earlier try broke off, and check it."
+# By its own name, which the line with the digest has: "latest" may be another file in a minute.
+line=$(ask "$SERVER/$PROJECT/latest.bin.sha256")
+file=${line#*  }
+if ! echo "$line" | sha256sum --status -c - 2>/dev/null; then
+  ask --continue-at - --output "$file" "$SERVER/$PROJECT/$file"
+fi
+echo "$line" | sha256sum -c -
 
-# The same with wget:
-#   wget --header "Authorization: Bearer $TOKEN" --continue --output-document firmware.bin \
+# The newest with wget:
+#   wget --header "Authorization: Bearer $TOKEN" --output-document firmware.bin \
 #     http://192.168.1.5:8000/firmware/latest.bin
