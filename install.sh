@@ -45,8 +45,9 @@ need_root() {
 }
 
 need_python() {
-    PYTHON=$(command -v "$PYTHON") || die "no python3 at ${PYTHON:-/usr/bin/python3}; \
+    found=$(command -v "$PYTHON") || die "no python3 at $PYTHON; \
 install Python 3.11 or newer, or name it: PYTHON=/path/to/python3 ./install.sh"
+    PYTHON=$found
     version=$("$PYTHON" -I -c 'import sys
 print(*sys.version_info[:3], sep=".")
 sys.exit(sys.version_info < (3, 11))') || die "needs Python 3.11 or newer, but $PYTHON is \

@@ -818,7 +818,7 @@ class DirectoryCatalog:
 
 FILESYSTEMS = ("littlefs", "spiffs", "fatfs")
 ESP32_FAMILY = "some ESP32"  # no header tells which chip of the family it is
-UNKNOWN_ESP32 = "an ESP32 that does not say which, and this project has several"
+UNKNOWN_ONE = "one that does not say its chip, and there are images for several chips"
 _FIELDS = ("version", "sta-mac", "mode", "free-space", "chip-size", "sketch-md5", "sketch-sha256")
 _ESP8266_FIELDS = [f"x-esp8266-{name}" for name in _FIELDS]
 _ESP32_FIELDS = [f"x-esp32-{name}" for name in _FIELDS]
@@ -1261,7 +1261,7 @@ def image_reply(request: Request, release: Release, image: Image, cache: str) ->
     entity = ("Content-Type", "application/octet-stream"), ("Content-Length", length)
     saving = ("Content-Disposition", attachment(release.name)), ("Accept-Ranges", "bytes")
     facts = ("x-MD5", image.md5), ("x-SHA256", image.sha256), ("x-version", release.version.text)
-    headers = (*entity, *saving, *facts, *validators)
+    headers = (*entity, *saving, *facts[: 2 + (release.version != UNVERSIONED)], *validators)
     if part is None:
         return Reply(200, headers, image, range(image.size))
     where = ("Content-Range", f"bytes {part.start}-{part.stop - 1}/{image.size}")
@@ -1422,16 +1422,16 @@ def decide(
 def recognised(report: Report, releases: Sequence[Release], among: Sequence[Release]) -> Report:
     """The report, with what it tells of the device that it runs one of `releases`.
 
-    That is the very chip of an ESP32; where those `among` which it may get one are for several and
-    it runs none, nobody knows which it needs. Of an ESP8266 it is the flash mode, if that matters.
+    That is the very chip of an ESP32. Where those `among` which it may get one are for several that
+    it could have, nobody knows which it needs. Of an ESP8266 it is the flash mode, if that matters.
     """
-    if report.chip == ESP32_FAMILY:
+    if report.chip in {None, ESP32_FAMILY}:
         for release in releases:
             if report.sketch_sha256 in release.facts.running:
                 return report._replace(chip=release.facts.chip)
         chips = {release.facts.chip for release in among if release.kind == report.kind}
-        several = len(chips - {"esp8266", "", UNKNOWN_CHIP}) > 1
-        return report._replace(chip=UNKNOWN_ESP32) if several else report
+        others = {"", UNKNOWN_CHIP} | ({"esp8266"} if report.chip else set())
+        return report._replace(chip=UNKNOWN_ONE) if len(chips - others) > 1 else report
     for release in releases if report.sketch_md5 and among[0].facts.packed else ():
         if report.sketch_md5 in release.facts.by_mode:
             return report._replace(flash_mode=release.facts.by_mode.index(report.sketch_md5))
@@ -1535,7 +1535,7 @@ def _tokens_in(path: str, _identity: Identity) -> Mapping[str, str]:
     tokens = json.loads(text) if text.startswith("{") else {"*": text}
     for project, token in tokens.items():
         if not (isinstance(token, str) and re.fullmatch("[!-~]+", token)):
-            raise ValueError(f"the token of {shown(project)} is no word of printable ASCII")
+            raise ValueError(f"the token of {shown(project)} is not one word of plain ASCII")
     return tokens
 
 
@@ -1824,18 +1824,16 @@ def manifest(site: Site, request: Request) -> Reply:
     """/<project>/manifest.json, for ESPHome's update component and ESP Web Tools."""
     project = read_path(site.catalog, request).project
     report = Report(project, request.peer)
-    outcome = decide(site, report)
-    if isinstance(outcome, Objection):
-        raise Refused(404, str(outcome))
-    builds: dict[str, object] = {}
-    for release in site.catalog.releases(project):
-        fits = report._replace(chip=release.facts.chip)
-        same = release.version == outcome.version and release.kind == "sketch"
-        if same and judge(site, fits, (release,)) is release:
-            builds.setdefault(release.facts.chip, _build(site, request, release))
+    chips = {each.facts.chip for each in site.catalog.releases(project) if each.kind == "sketch"}
+    found = [decide(site, report._replace(chip=chip)) for chip in sorted(chips - {UNKNOWN_CHIP})]
+    offered = [outcome for outcome in found if isinstance(outcome, Release)]
+    if not offered:
+        raise Refused(404, str(decide(site, report)))
+    newest = max(release.version for release in offered)
+    builds = [_build(site, request, each) for each in offered if each.version == newest]
     # Without a prompt the browser would erase the boot loader, which is in no image of ours.
-    entry = {"name": project, "version": str(outcome.version), "new_install_prompt_erase": True}
-    return json_reply({**entry, "builds": list(builds.values())}, *_cors(site))
+    entry = {"name": project, "version": str(newest), "new_install_prompt_erase": True}
+    return json_reply({**entry, "builds": builds}, *_cors(site))
 
 
 def _build(site: Site, request: Request, release: Release) -> dict[str, object]:

@@ -151,7 +151,7 @@ def _devices(options: Options, now: float) -> Iterator[Finding]:
             answers[kind] = _ask(options, kind, asked[kind])
     except OSError as err:  # what was answered before is judged all the same
         yield diagnosis.of_error(options.target, err, options.timeout)
-    served = any(answer.status == 200 for answer in answers.values())
+    served = any(answer.status in {200, 304} for answer in answers.values())
     for kind, answer in answers.items():
         yield from diagnosis.of_clock(answer, now)
         if _speaks_tls(options, answer):

@@ -357,9 +357,26 @@ def test_manifest_of_esp32fota_for_several_chips_is_404_that_says_so(tmp_path: P
         "lamp-1.0.0.bin": esp8266_image("lamp", "1.0.0"),
     }
     site = filled(tmp_path, files)
-    assert "this project has several" in reason_of(site, "/node/esp32fota.json", 404)
+    assert "images for several chips" in reason_of(site, "/node/esp32fota.json", 404)
     assert "is for esp8266" in reason_of(site, "/lamp/esp32fota.json", 404)
     assert json_of(site, "/esp32fota.json") == []
+
+
+def test_client_that_does_not_say_its_chip_gets_no_newest_of_several(tmp_path: Path) -> None:
+    """ESPHome on an ESP8266 would take the image of an ESP32: nothing there compares chips."""
+    files = {
+        "node/32-1.1.0.bin": esp32_image("node", "1.1.0"),
+        "node/8266-1.0.0.bin": esp8266_image("node", "1.0.0"),
+    }
+    site = filled(tmp_path, files)
+    agent = {"user-agent": "ESPHome/2026.6.5 (https://esphome.io)"}
+    assert "images for several chips" in reason_of(site, "/node/latest.bin", 403, agent)
+    assert "images for several chips" in reason_of(site, "/node/latest.bin.md5", 404, agent)
+    assert name_of(site, "/node/8266-1.0.0.bin", agent) == "8266-1.0.0.bin"
+    assert [build["chipFamily"] for build in json_of(site, "/node/manifest.json")["builds"]] == [
+        "ESP32"
+    ]
+    assert name_of(site, "/node/latest.bin", {"x-esp8266-version": "0.9"}) == "8266-1.0.0.bin"
 
 
 def test_manifest_of_esp32fota_fits_into_its_buffer(tmp_path: Path) -> None:
