@@ -818,7 +818,9 @@ class DirectoryCatalog:
 
 FILESYSTEMS = ("littlefs", "spiffs", "fatfs")
 ESP32_FAMILY = "some ESP32"  # no header tells which chip of the family it is
-UNKNOWN_ONE = "one that does not say its chip, and there are images for several chips"
+ANY_ESP = "some ESP"  # ESPHome: no header tells even the family
+UNKNOWN_ESP = "one that does not say its chip, and there are images for several chips"
+_AGENTS = {"ESP32": ESP32_FAMILY, "ESP82": "esp8266"}  # by their first characters
 _FIELDS = ("version", "sta-mac", "mode", "free-space", "chip-size", "sketch-md5", "sketch-sha256")
 _ESP8266_FIELDS = [f"x-esp8266-{name}" for name in _FIELDS]
 _ESP32_FIELDS = [f"x-esp32-{name}" for name in _FIELDS]
@@ -838,7 +840,7 @@ class Report(NamedTuple):
     address: str  # IP address
     version: Version | None = None  # the one it runs
     device: str | None = None  # MAC address, as it sent it but in upper case
-    chip: str | None = None  # as in Facts, or ESP32_FAMILY
+    chip: str | None = None  # as in Facts, or ESP32_FAMILY, or ANY_ESP
     kind: str = "sketch"  # as in Release, or "filesystem": any
     free_space: int | None = None  # bytes
     chip_size: int | None = None  # bytes of flash
@@ -882,10 +884,8 @@ def read_report(project: str, headers: Mapping[str, str], address: str, query: s
         names, chip = _ESP8266_FIELDS, "esp8266"
     elif "x-esp32-version" in headers or "x-esp32-sta-mac" in headers:
         chip = ESP32_FAMILY
-    if agent.startswith("ESP32"):  # its own code may send the only header that S1 knows
-        chip = ESP32_FAMILY
-    elif agent.startswith("ESP8266"):  # all that is left after a redirect
-        chip = "esp8266"
+    # All that is left after a redirect; and own code may send the only header that S1 knows.
+    chip = _AGENTS.get(agent[:5]) or chip or (ANY_ESP if agent.startswith("ESPHome") else None)
     running, mac, mode, space, flash, md5, sha256 = map(headers.get, names)
     if query and not running:
         running = parameter(query, "version") or parameter(query, "ver")
@@ -934,6 +934,9 @@ class Objection(NamedTuple):
 
 Rule = Callable[[Report, Release], Objection | None]
 Outcome = Release | Objection
+# The chips of images that a device is never, which says no more than that
+_NO_CHIP = {"", UNKNOWN_CHIP}
+FOREIGN = {ESP32_FAMILY: _NO_CHIP | {"esp8266"}, ANY_ESP: _NO_CHIP, None: _NO_CHIP}
 
 
 def only_newer(report: Report, release: Release) -> Objection | None:
@@ -970,7 +973,7 @@ def right_chip(report: Report, release: Release) -> Objection | None:
     chip = release.facts.chip
     if not chip or report.chip is None or report.chip == chip != UNKNOWN_CHIP:
         return None
-    if report.chip == ESP32_FAMILY and chip not in {"esp8266", UNKNOWN_CHIP}:
+    if chip not in FOREIGN.get(report.chip, {chip}):
         return None
     reason = f"{release.version} is for {chip}, the device is {report.chip}"
     return Objection("wrong-chip", reason, deny=True, foreign=True)
@@ -995,16 +998,20 @@ def right_flash_mode(report: Report, release: Release) -> Objection | None:
     return Objection("flash-mode", reason)
 
 
-def has_version(_report: Report, release: Release) -> Objection | None:
-    """A file without a version, or no image, is only for who asks for this very file."""
-    if release.version != UNVERSIONED and release.facts.chip != UNKNOWN_CHIP:
+def fit_unasked(_report: Report, release: Release) -> Objection | None:
+    """What has no version or is no image is only for who asks for this very file.
+
+    So is a packed filesystem, which most cores write as it is: doc/ota_updates, ATOMIC_FS_UPDATE.
+    """
+    packed = release.facts.packed and release.kind in FILESYSTEMS
+    if not (packed or release.version == UNVERSIONED or release.facts.chip == UNKNOWN_CHIP):
         return None
-    reason = f"{printable(release.name)} is no image with a version in its name"
-    return Objection("no-version", reason, foreign=True)
+    why = "a packed filesystem" if packed else "no image with a version in its name"
+    return Objection("by-name-only", f"{printable(release.name)} is {why}", foreign=True)
 
 
 SAFETY: tuple[Rule, ...] = (same_image, right_chip, right_kind, right_flash_mode, enough_room)
-STATELESS: tuple[Rule, ...] = (only_newer, *SAFETY, has_version)
+STATELESS: tuple[Rule, ...] = (only_newer, *SAFETY, fit_unasked)
 
 
 def choose(report: Report, releases: Iterable[Release], rules: Sequence[Rule]) -> Outcome:
@@ -1422,16 +1429,17 @@ def decide(
 def recognised(report: Report, releases: Sequence[Release], among: Sequence[Release]) -> Report:
     """The report, with what it tells of the device that it runs one of `releases`.
 
-    That is the very chip of an ESP32. Where those `among` which it may get one are for several that
-    it could have, nobody knows which it needs. Of an ESP8266 it is the flash mode, if that matters.
+    That is the very chip of an ESP32; where those `among` which it may get one are for several and
+    it runs none, nobody knows which it needs: an ESP8266 with ESPHome would start an ESP32's image
+    and never again. Of an ESP8266 it is the flash mode, if that matters.
     """
-    if report.chip in {None, ESP32_FAMILY}:
+    if report.chip in FOREIGN:
         for release in releases:
             if report.sketch_sha256 in release.facts.running:
                 return report._replace(chip=release.facts.chip)
         chips = {release.facts.chip for release in among if release.kind == report.kind}
-        others = {"", UNKNOWN_CHIP} | ({"esp8266"} if report.chip else set())
-        return report._replace(chip=UNKNOWN_ONE) if len(chips - others) > 1 else report
+        several = len(chips - FOREIGN[report.chip]) > 1
+        return report._replace(chip=UNKNOWN_ESP) if several else report
     for release in releases if report.sketch_md5 and among[0].facts.packed else ():
         if report.sketch_md5 in release.facts.by_mode:
             return report._replace(flash_mode=release.facts.by_mode.index(report.sketch_md5))
@@ -1534,7 +1542,7 @@ def _tokens_in(path: str, _identity: Identity) -> Mapping[str, str]:
         text = file.read().strip()
     tokens = json.loads(text) if text.startswith("{") else {"*": text}
     for project, token in tokens.items():
-        if not (isinstance(token, str) and re.fullmatch("[!-~]+", token)):
+        if not (project and isinstance(token, str) and re.fullmatch("[!-~]+", token)):
             raise ValueError(f"the token of {shown(project)} is not one word of plain ASCII")
     return tokens
 
@@ -1568,8 +1576,8 @@ def _read(path: str) -> tuple[Wanted, str | None]:
 def read_path(catalog: Catalog, request: Request) -> Wanted:
     """What the request is about; guards and endpoints must ask the same function."""
     found, parent = _read(request.path)
-    if found.project == "update" and request.query and (dev := parameter(request.query, "dev")):
-        return Wanted(dev)
+    if request.query and request.path.rstrip("/").endswith("/update"):
+        found = found._replace(project=parameter(request.query, "dev") or "update")
     return found if parent is None else _wanted_file(catalog, found, parent)
 
 
@@ -1603,6 +1611,12 @@ def _known(catalog: Catalog, project: str) -> Sequence[Release]:
     return ()
 
 
+@functools.lru_cache(maxsize=1)
+def _warn_once(text: str) -> None:
+    """Logs what comes with every request."""
+    log.warning(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """The guard that lets in who has a token, or a signed URL."""
@@ -1627,7 +1641,7 @@ class Access:
         try:
             opened = [project for project, token in self.tokens() if fits(token.encode())]
         except (OSError, ValueError) as err:
-            log.warning("--token-file %s: %s", self.config.token_file, err)
+            _warn_once(f"--token-file {self.config.token_file}: {err}")
             raise Refused(503, "the tokens cannot be read just now: ask again later") from err
         if "*" in opened or (opened and read_path(self.catalog, request).project in opened):
             return
@@ -1638,7 +1652,8 @@ class Access:
 
 def allow_only(networks: tuple[Network, ...], request: Request) -> None:
     """The guard of --allow. Refused: 403."""
-    if request.peer != LOCAL and not is_in(request.peer, networks):
+    # Also where a unix socket's proxy does not say, in words we read, for whom it asks.
+    if not is_in(request.peer, networks):
         raise Refused(403, f"{request.peer} is in none of the networks that may ask")
 
 
@@ -1649,12 +1664,9 @@ def update(site: Site, request: Request) -> Reply:
     """/<anything>/<project>: the newest image for the device that asks (S1's contract)."""
     project = read_path(site.catalog, request).project
     report = read_report(project, request.headers, request.peer, request.query)
-    if report.version is None:
+    if report.version is None and request.headers.get("x-esp8266-mode") != "version":
         site.catalog.releases(project)  # a wrong URL is said before a missing version
-        reason = (
-            "no x-ESP8266-version or x-ESP32-version: tell update() which one runs, or ?version="
-        )
-        raise Refused(400, reason)
+        raise Refused(400, "no x-ESP8266-version or x-ESP32-version: tell update(), or ?version=")
     return _translate(site, request, report, decide(site, report), NEWEST)
 
 
@@ -1669,8 +1681,7 @@ def platform_update(site: Site, request: Request) -> Reply:
     try:
         outcome = decide(site, report)
     except Refused as refused:
-        status = 400 if refused.status == HTTPStatus.NOT_FOUND else refused.status
-        raise Refused(status, refused.reason) from refused
+        raise Refused(400 if refused.status == 404 else refused.status, refused.reason) from refused
     return _translate(site, request, report, outcome, NEWEST)
 
 
@@ -1775,10 +1786,10 @@ def base_url(request: Request) -> str:
 def versions(site: Site, request: Request) -> Reply:
     """/<anything>/<project>/versions: which there are, newest first (S0's contract)."""
     report = Report(read_path(site.catalog, request).project, request.peer)
-    offered = (r for r in site.catalog.releases(report.project) if not has_version(report, r))
+    offered = (r for r in site.catalog.releases(report.project) if not fit_unasked(report, r))
     texts = list(dict.fromkeys(str(r.version) for r in offered if r.kind not in FILESYSTEMS))
-    latest = texts[0] if texts else None
-    return json_reply({"count": len(texts), "latest": latest, "versions": texts}, *_cors(site))
+    found = {"count": len(texts), "latest": next(iter(texts), None), "versions": texts}
+    return json_reply(found, *_cors(site))
 
 
 def esp32fota(site: Site, request: Request) -> Reply:
@@ -1789,7 +1800,6 @@ def esp32fota(site: Site, request: Request) -> Reply:
 
 def esp32fota_all(site: Site, request: Request) -> Reply:
     """/esp32fota.json: the same of every project, from which a device takes its own."""
-    _require_listing(site)
     entries = []
     for project in site.catalog.projects():
         with suppress(Refused):
@@ -1853,23 +1863,25 @@ def _build(site: Site, request: Request, release: Release) -> dict[str, object]:
 
 def autoconnect(site: Site, request: Request) -> Reply:
     """/_catalog: what a device may choose from: AutoConnectUpdate.cpp, its updateserver.py."""
-    _require_listing(site)
     report = read_report("", request.headers, request.peer)
     entries = []
     for project in site.catalog.projects():
         for release in _known(site.catalog, project):
             if release.kind == "sketch" and right_chip(report, release) is None:
-                moment = time.strftime("%m/%d/%y %H:%M:%S", time.gmtime(release.modified)).split()
-                entry = {"name": f"{project}/{release.name}", "type": "bin", "size": release.size}
-                entry["date"], entry["time"] = moment
+                name = quote(
+                    f"{project}/{release.name}", errors="surrogateescape"
+                )  # asked as it is
+                date, clock = time.strftime("%x %X", time.gmtime(release.modified)).split()
+                entry: dict[str, str | int] = {
+                    "name": name,
+                    "type": "bin",
+                    "date": date,
+                    "time": clock,
+                }
+                entry |= {"size": release.size}
                 if len(json.dumps(entry)) <= 256:  # what a device has room for
                     entries.append(entry)
     return json_reply(entries)
-
-
-def _require_listing(site: Site) -> None:
-    if not site.config.listing:
-        raise Refused(404, "the list of projects is switched off")
 
 
 # -- 12. Page: what a person sees ------------------------------------------------------------------
@@ -1890,7 +1902,6 @@ def page(site: Site, request: Request) -> Reply:
     """The projects and their releases, with what to paste into a sketch."""
     if read_report("", request.headers, request.peer).chip:
         raise Refused(404, "no project in the URL: give the device http://<this server>/<project>")
-    _require_listing(site)
     projects = "".join(_project(site, request, project) for project in site.catalog.projects())
     nothing = "<p>No firmware yet: copy a file called like name-1.2.3.bin into the folder."
     text = (
@@ -1939,6 +1950,11 @@ def health(site: Site, _request: Request) -> Reply:
     return text_reply(200, "ok", UNCACHED)
 
 
+def unlisted(_site: Site, _request: Request) -> Reply:
+    """What stands in the place of a list."""
+    raise Refused(404, "the list of projects is switched off")
+
+
 def icon(site: Site, _request: Request) -> Reply:
     """The browser's icon; S0 lets people have their own."""
     kept = ("Cache-Control", "max-age=86400")
@@ -1964,6 +1980,9 @@ ROUTES = (
 )
 
 
+LISTS = (page, autoconnect, esp32fota_all)  # of all projects
+
+
 def build_site(config: Config, catalog: Catalog) -> Site:
     """Everything wired, for devices of which nothing is remembered.
 
@@ -1976,7 +1995,11 @@ def build_site(config: Config, catalog: Catalog) -> Site:
     if config.token or config.token_file or config.sign_key:
         guards.append(access := Access(config, catalog))
         tuple(access.tokens())
-    return Site(config, catalog, STATELESS, tuple(guards), ROUTES, (log_decision,), ())
+    shut = () if config.listing else LISTS
+    routes = tuple(
+        replace(each, endpoint=unlisted) if each.endpoint in shut else each for each in ROUTES
+    )
+    return Site(config, catalog, STATELESS, tuple(guards), routes, (log_decision,), ())
 
 
 # -- 13. Loop: the only section with sockets -------------------------------------------------------
@@ -2805,14 +2828,13 @@ def _from_systemd(environ: Mapping[str, str]) -> dict[str, Any]:
 
 def sign(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """The command: prints a signed URL. SystemExit(2): it cannot, as stderr has said."""
-    parser = _Parser("ota-server sign", allow_abbrev=False)
-    parser.description = "Prints a URL that opens one image, for a while and without a token."
+    text = "Prints a URL that opens one image, for a while and without a token."
+    parser = _Parser("ota-server sign", allow_abbrev=False, description=text)
     parser.add_argument("url", help="such as https://ota.example/lamp/latest.bin")
     default = environ.get("OTA_SIGN_KEY_FILE") or None
-    text = "the server's --sign-key-file"
-    parser.add_argument("--sign-key-file", metavar="FILE", default=default, help=text, type=_key)
-    text = f"how long it is good (default: {SIGNED_SECONDS})"
-    parser.add_argument("--seconds", metavar="N", default=SIGNED_SECONDS, help=text, type=_number)
+    option = functools.partial(parser.add_argument, help="(default: %(default)s)")
+    option("--sign-key-file", metavar="FILE", default=default, help="the server's", type=_key)
+    option("--seconds", metavar="N", default=SIGNED_SECONDS, type=_number)
     options = parser.parse_args(argv)
     if not (options.sign_key_file and options.url.startswith(("http://", "https://"))):
         parser.error("a URL with http:// or https://, and --sign-key-file FILE, are needed")
@@ -2857,7 +2879,7 @@ def notify(address: str, state: str) -> None:
     """Tells systemd: sd_notify(3)."""
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier, suppress(OSError):
-            notifier.sendto(state.encode(), address.replace("@", "\0", 1))
+            notifier.sendto(state.encode(), re.sub("^@", "\0", address))
 
 
 @functools.lru_cache(maxsize=1)

@@ -494,6 +494,24 @@ def test_esphome_finds_its_chip_among_several_in_one_project(serving: Any, tmp_p
             assert device.perform() == "OTA_RESPONSE_OK"
 
 
+@pytest.mark.parametrize("family", ["ESP8266", "ESP32"])
+@pytest.mark.parametrize("newest", ["ESP8266", "ESP32"])
+def test_esphome_without_a_manifest_gets_no_image_of_another_family(
+    serving: Any, tmp_path: Path, family: str, newest: str
+) -> None:
+    """An ESP8266 starts whatever begins with 0xE9, once, and nobody had asked for its chip."""
+    versions = {"ESP8266": "1.0.0", "ESP32": "1.0.0", newest: "2.0.0"}
+    put(tmp_path / "mix" / f"a-{versions['ESP8266']}.bin", esp8266_image("mix", "2.0.0"))
+    put(tmp_path / "mix" / f"b-{versions['ESP32']}.bin", esp32_image("mix", "2.0.0"))
+    with serving(tmp_path) as place:
+        device = home(place, "/mix/manifest.json", family=family)
+        device.md5_url = place.bare("/mix/latest.bin.md5")
+        assert device.flash(place.bare("/mix/latest.bin")) == "OTA_CONNECTION_ERROR"
+        if family == newest:
+            assert device.check() == "UPDATE_STATE_AVAILABLE"
+            assert device.perform() == "OTA_RESPONSE_OK"
+
+
 @pytest.mark.parametrize("project", ["httpbin", "lamp-http"])
 def test_a_project_with_http_in_its_name_is_no_trap(
     serving: Any, tmp_path: Path, project: str

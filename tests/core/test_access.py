@@ -966,7 +966,7 @@ def allowed(text: str, **settings: Any) -> dict[str, Any]:
         pytest.param("fe80::/10", "fe80::1%eth0", 200, id="link-local-with-zone"),
         pytest.param("192.0.2.0/24", "::ffff:192.0.2.7", 200, id="v4-mapped"),
         pytest.param("192.0.2.0/24", "::ffff:192.0.3.7", 403, id="v4-mapped-outside"),
-        pytest.param("192.0.2.0/24", "unix", 200, id="unix-socket"),
+        pytest.param("192.0.2.0/24", "unix", 403, id="unix-socket-that-names-nobody"),
         pytest.param("192.0.2.0/24", "garbage", 403, id="no-address"),
     ],
 )

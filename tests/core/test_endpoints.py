@@ -497,7 +497,7 @@ def test_manifest_of_a_project_without_sketches_is_404(tmp_path: Path, files: st
     }[files]
     site = filled(tmp_path, {name: data})
     for about in ("manifest.json", "esp32fota.json"):
-        assert re.match("wrong-kind: |no-version: ", reason_of(site, f"/n/{about}", 404))
+        assert re.match("wrong-kind: |by-name-only: ", reason_of(site, f"/n/{about}", 404))
 
 
 # -- 5. Lists --------------------------------------------------------------------------------------
@@ -681,7 +681,9 @@ def test_project_may_have_any_name(
     (listed,) = json_of(site, "/esp32fota.json")
     (offered,) = json_of(site, "/_catalog")
     assert entry == listed
-    assert os.fsencode(offered["name"]) == os.fsencode(f"{project}/{project}-1.0.0.bin")
+    name = unquote(offered["name"], errors="surrogateescape")  # asked as it is
+    assert offered["name"].isascii()
+    assert name == f"{project}/{project}-1.0.0.bin"
     assert entry["type"] == project
     page = ask(site, "/")[1].decode()
     links = [html.unescape(link) for link in re.findall('href="(http[^"]*)"', page)]
@@ -816,6 +818,13 @@ def test_version_of_the_newest_is_told_without_an_image_at_any_url(
     fields = dict(reply.headers)
     assert (reply.status, body, fields["Content-Length"]) == (200, b"", "0")
     assert fields["x-version"] == "1.10.0"
+
+
+def test_version_is_told_to_a_device_that_has_none(site: Site) -> None:
+    """The field is absent where the sketch passes an empty version."""
+    asks = {"user-agent": "ESP8266-http-Update", "x-esp8266-mode": "version"}
+    reply, body = ask(site, "/lamp", asks)
+    assert (reply.status, body, dict(reply.headers)["x-version"]) == (200, b"", "1.10.0")
 
 
 def test_version_of_nothing_is_not_told(site: Site) -> None:

@@ -184,14 +184,17 @@ def test_urls_in_manifests_are_those_of_the_proxy(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no unix sockets")
-def test_unix_socket_is_a_proxy_whom_allow_does_not_ask(folder: Path) -> None:
+def test_unix_socket_is_a_proxy_who_has_to_say_for_whom_it_asks(folder: Path) -> None:
     site = site_with(folder, allow=ota_server._networks("203.0.113.0/24"))
     check = "x-ESP8266-version: 1.0.0"
     with tempfile.TemporaryDirectory() as short:
         path = Path(short) / "socket"
         site = replace(site, config=replace(site.config, host=f"unix:{path}"))
         with running(site, limits=PATIENT), dial_file(path) as wire:
-            assert wire.check().status == 200
+            assert wire.check().status == 403
+            for unread in ("203.0.113.9:4711", "[2001:db8::1]:4711", "unknown", ""):
+                assert wire.ask("/firmware", check, f"X-Forwarded-For: {unread}").status == 403
+            assert wire.ask("/healthz").status == 200
             assert wire.ask("/firmware", check, "X-Forwarded-For: 203.0.113.9").status == 200
             assert wire.ask("/firmware", check, "X-Forwarded-For: 9.9.9.9").status == 403
             both = "X-Forwarded-For: 203.0.113.9, 9.9.9.9"
@@ -266,7 +269,7 @@ def test_ranges_are_left_to_the_proxy(accel: str, fields: Sequence[str], odd: Pa
         pytest.param("/firmware/latest.bin", ['If-Match: "x"'], 412, id="other-etag"),
         pytest.param("/firmware?version=1.10.0", [], 304, id="nothing-newer"),
         pytest.param("/lamp?version=0.1", ["x-ESP8266-version: 0.1"], 403, id="wrong-chip"),
-        pytest.param("/firmware", [], 400, id="no-version"),
+        pytest.param("/firmware", [], 400, id="by-name-only"),
         pytest.param("/none/latest.bin", [], 404, id="nothing"),
         pytest.param("/firmware/versions", [], 200, id="versions"),
         pytest.param("/firmware/latest.bin.md5", [], 200, id="digest"),

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ota_server import (
+    ANY_ESP,
     ESP32_FAMILY,
     FILESYSTEMS,
     SAFETY,
     STATELESS,
     UNKNOWN_CHIP,
-    UNKNOWN_ONE,
+    UNKNOWN_ESP,
     UNVERSIONED,
     Event,
     Facts,
@@ -28,7 +29,7 @@ from ota_server import (
     Version,
     choose,
     enough_room,
-    has_version,
+    fit_unasked,
     log_decision,
     only_newer,
     read_report,
@@ -148,6 +149,9 @@ def test_report_of_somebody_who_is_no_device_is_empty(headers: dict[str, str]) -
     assert read_report("app", headers, ADDRESS) == Report("app", ADDRESS)
 
 
+ESPHOME = "ESPHome/2026.6.5 (https://esphome.io)"
+
+
 @pytest.mark.parametrize(
     ("headers", "chip"),
     [
@@ -171,7 +175,12 @@ def test_report_of_somebody_who_is_no_device_is_empty(headers: dict[str, str]) -
             ESP32_FAMILY,
             id="ESP32 sketch that sends the header of S1",
         ),
-        pytest.param({"user-agent": "ESPHome/2026.6.5 (https://esphome.io)"}, None, id="ESPHome"),
+        pytest.param({"user-agent": ESPHOME}, ANY_ESP, id="ESPHome"),
+        pytest.param(
+            {"user-agent": ESPHOME, "x-esp8266-sta-mac": "5C:CF:7F:12:34:56"},
+            "esp8266",
+            id="ESPHome that says more",
+        ),
     ],
 )
 def test_family_is_that_of_headers_or_user_agent(headers: dict[str, str], chip: str | None) -> None:
@@ -481,11 +490,14 @@ def test_enough_room(told: dict[str, int], size: int, flash_size: int, objects: 
         pytest.param(None, "", False, id="unknown device, for any chip"),
         pytest.param("esp8266", "", False, id="file system for any chip"),
         pytest.param(ESP32_FAMILY, "", False, id="file system for any chip, ESP32"),
-        pytest.param(UNKNOWN_ONE, "", False, id="file system for any chip, which one ever"),
-        pytest.param(UNKNOWN_ONE, "esp32", True, id="one of several chips"),
+        pytest.param(UNKNOWN_ESP, "", False, id="file system for any chip, which one ever"),
+        pytest.param(UNKNOWN_ESP, "esp32", True, id="one of several chips"),
         pytest.param("esp8266", UNKNOWN_CHIP, True, id="no image to an esp8266"),
+        pytest.param(ANY_ESP, "esp8266", False, id="either family: esp8266"),
+        pytest.param(ANY_ESP, "esp32c3", False, id="either family: esp32c3"),
+        pytest.param(ANY_ESP, UNKNOWN_CHIP, True, id="no image to ESPHome"),
         pytest.param(ESP32_FAMILY, UNKNOWN_CHIP, True, id="no image to an ESP32"),
-        pytest.param(UNKNOWN_ONE, UNKNOWN_CHIP, True, id="no image to one of several"),
+        pytest.param(UNKNOWN_ESP, UNKNOWN_CHIP, True, id="no image to one of several"),
         pytest.param("esp32c3", UNKNOWN_CHIP, True, id="no image to a C3"),
         pytest.param("", UNKNOWN_CHIP, True, id="no image to who says an empty chip"),
         pytest.param("", "esp32", True, id="nothing to who says an empty chip"),
@@ -560,12 +572,12 @@ def test_room_of_the_sketch_does_not_count_for_another_kind(kind: str) -> None:
     [
         pytest.param("1.0.0", "esp8266", None, id="release"),
         pytest.param("1.0.0", "", None, id="release for any chip"),
-        pytest.param(str(UNVERSIONED), "esp8266", "no-version", id="no version"),
-        pytest.param("9.0.0", UNKNOWN_CHIP, "no-version", id="no image"),
+        pytest.param(str(UNVERSIONED), "esp8266", "by-name-only", id="no version"),
+        pytest.param("9.0.0", UNKNOWN_CHIP, "by-name-only", id="no image"),
     ],
 )
-def test_has_version(version: str, chip: str, code: str | None) -> None:
-    objection = has_version(report("0.1.0"), release(version, chip))
+def test_fit_unasked(version: str, chip: str, code: str | None) -> None:
+    objection = fit_unasked(report("0.1.0"), release(version, chip))
     assert (objection and objection.code) == code
     if objection:
         assert (objection.deny, objection.final, objection.foreign) == (False, False, True)
@@ -691,7 +703,7 @@ KINDS = (
             id="nothing but files for people",
         ),
         pytest.param(
-            report(), (release(str(UNVERSIONED)),), "no-version", id="no version, says nothing"
+            report(), (release(str(UNVERSIONED)),), "by-name-only", id="no version, says nothing"
         ),
         pytest.param(
             report(),
@@ -714,7 +726,7 @@ KINDS = (
         pytest.param(
             report("0.0.0-0", chip="esp8266"),
             (release(str(UNVERSIONED)),),
-            "no-version",
+            "by-name-only",
             id="the lowest of all, no version",
         ),
     ],
@@ -839,7 +851,7 @@ DIGESTS = st.sampled_from([MD5, SHA256, "0" * 32])
 REPORTS = st.builds(
     report,
     st.one_of(st.just(""), VERSIONS),
-    chip=st.one_of(st.none(), CHIPS, st.sampled_from([ESP32_FAMILY, UNKNOWN_ONE])),
+    chip=st.one_of(st.none(), CHIPS, st.sampled_from([ESP32_FAMILY, ANY_ESP, UNKNOWN_ESP])),
     kind=st.sampled_from(["sketch", "sketch", "filesystem", "littlefs", "fatfs", "zip"]),
     free_space=st.one_of(st.none(), st.integers(0, 2000)),
     chip_size=st.one_of(st.none(), st.sampled_from([1 << 20, 1 << 22])),

@@ -16,6 +16,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -268,7 +269,8 @@ def standing(proxy: Proxy, folder: Path) -> Iterator[Stand]:
         inner.run("\n".join((f"install -D {stand.ca} {proxy.pem}", *stand.to_type("sudo "))))
         with inner.entered():
             stand.start_instances()
-            inner.start("sh", "-c", proxy.command, log="proxy")
+            beside = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
+            inner.start("env", beside, "sh", "-c", proxy.command, log="proxy")
             wait_until(stand.is_ready)
             yield stand
 
@@ -350,7 +352,7 @@ def test_image_comes_as_the_instance_promises_it(
         pytest.param("/firmware/latest.bin.md5", (), 200, id="md5"),
         pytest.param("/firmware", ("x-ESP8266-version: 2.0.0",), 304, id="nothing-new"),
         pytest.param("/firmware", ("x-ESP32-version: 1.0.0",), 403, id="wrong-chip"),
-        pytest.param("/firmware", (), 400, id="no-version"),
+        pytest.param("/firmware", (), 400, id="by-name-only"),
         pytest.param("/toaster", ("x-ESP8266-version: 1.0.0",), 404, id="unknown"),
         pytest.param("/firmware/versions", ("Authorization: Bearer x",), 401, id="wrong-token"),
     ],
