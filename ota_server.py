@@ -1404,7 +1404,9 @@ class Site:
 
 
 Ask = Callable[[Site, Report, Sequence[Release], Sequence[Rule]], Outcome]
-NEWEST = "no-cache, no-transform"  # Cache-Control of what the next release changes
+# Cache-Control: an image is chosen by who asks, so no cache may hand it to the next one.
+NAMED = "private, no-transform"
+NEWEST = f"{NAMED}, no-cache"  # what the next release changes
 
 
 def judge(
@@ -1707,7 +1709,7 @@ def _picked(site: Site, request: Request, ask: Ask) -> tuple[Report, Outcome, st
         return report, ask(site, report, among, site.rules), NEWEST
     if report.chip is None:  # a browser, of which the log need not tell
         ask = judge
-    return report, ask(site, report, among, SAFETY), "no-transform"
+    return report, ask(site, report, among, SAFETY), NAMED
 
 
 def download(site: Site, request: Request) -> Reply:

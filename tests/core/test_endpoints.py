@@ -820,6 +820,18 @@ def test_version_of_the_newest_is_told_without_an_image_at_any_url(
     assert fields["x-version"] == "1.10.0"
 
 
+@pytest.mark.parametrize(
+    "path", ["/lamp?version=1.0.0", "/lamp/latest.bin", "/lamp/lamp-1.10.0.bin"]
+)
+@pytest.mark.parametrize("running", ["1.0.0", "1.10.0"])
+def test_no_shared_cache_may_hand_an_image_to_the_next_device(
+    site: Site, path: str, running: str
+) -> None:
+    """It would give an ESP8266 what an ESP32 has asked for: it does not know our rules."""
+    reply, _ = ask(site, path, ESP8266 | {"x-esp8266-version": running})
+    assert "private" in dict(reply.headers)["Cache-Control"].split(", ")
+
+
 def test_version_is_told_to_a_device_that_has_none(site: Site) -> None:
     """The field is absent where the sketch passes an empty version."""
     asks = {"user-agent": "ESP8266-http-Update", "x-esp8266-mode": "version"}

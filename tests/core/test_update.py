@@ -88,7 +88,7 @@ def test_device_is_brought_from_1_0_0_to_1_10_0_and_then_gets_304(
         assert device.image == (fleet_folder / name).read_bytes()
         assert device.last_headers["x-version"] == "1.10.0"
         assert device.last_headers["content-disposition"] == f'attachment; filename="{name}"'
-        assert device.last_headers["cache-control"] == "no-cache, no-transform"
+        assert device.last_headers["cache-control"] == "private, no-transform, no-cache"
         assert (device.update(), device.last_status) == (NO_UPDATES, 304)
         assert device.last_headers["x-ota-reason"].startswith("not-newer: 1.10.0 is not newer")
 
