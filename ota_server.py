@@ -2728,7 +2728,8 @@ def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) 
     """All options that stand in the environment, too."""
 
     def option(name: str, metavar: str, default: str | None, text: str, **more: Any) -> None:
-        default = environ.get(f"OTA_{name.upper().replace('-', '_')}") or default
+        found = environ.get(f"OTA_{name.upper().replace('-', '_')}", default)
+        default = found if default is None else found or default  # empty: see _filled()
         parser.add_argument(f"--{name}", metavar=metavar, default=default, help=text, **more)
 
     level = _word("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")

@@ -619,6 +619,17 @@ def test_what_would_leave_the_door_open_is_refused_at_start(
     assert "t0ken" not in said
 
 
+@pytest.mark.parametrize("name", ["TOKEN", "TOKEN_FILE", "SIGN_KEY_FILE", "ALLOW"])
+def test_empty_guard_in_the_environment_is_refused(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OTA_TOKEN="$UNSET" would let everybody in."""
+    with pytest.raises(SystemExit) as end:
+        ota_server.read_config([], {f"OTA_{name}": ""})
+    assert end.value.code == 2
+    assert f"--{name.lower().replace('_', '-')}" in capsys.readouterr().err
+
+
 def test_token_comes_from_the_environment_and_no_token_forgets_it(tmp_path: Path) -> None:
     environ = {"OTA_TOKEN": "t0ken", "OTA_TOKEN_FILE": "/x"}
     config = ota_server.read_config([], environ)
