@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -379,6 +380,29 @@ def test_watchdog_hears_from_an_idle_loop_in_time(folder: Path, short: Path) -> 
             for _ in range(6):
                 assert systemd.recv(100) == b"WATCHDOG=1"
             assert time.monotonic() - start < 6 * 0.4 + 1  # and a second for a busy machine
+
+
+def test_watchdog_does_not_hear_from_a_loop_that_hangs(folder: Path, short: Path) -> None:
+    """The file of tokens becomes a pipe that nobody writes to: whoever reads it waits."""
+    tokens = short / "tokens"
+    tokens.write_text("secret")
+    options = ("--dir", folder, "--token-file", tokens, *LOCAL)
+    with (
+        notified(short) as (systemd, env),
+        started(folder.parent, *options, env=env | {"WATCHDOG_USEC": "400000"}) as script,
+    ):
+        script.wait_for("/healthz")
+        os.mkfifo(short / "pipe")
+        os.replace(short / "pipe", tokens)
+        with script.dial() as wire:
+            wire.send(request("/firmware", "Authorization: Bearer secret"))
+            systemd.settimeout(0.8)  # two periods of the watchdog
+            with pytest.raises(TimeoutError):
+                deque(iter(lambda: systemd.recv(100), b""))  # what was said before
+            systemd.settimeout(PATIENCE)
+            tokens.write_text("secret")
+            assert wire.reply().status == 400  # no version: the loop goes on
+            assert systemd.recv(100) == b"WATCHDOG=1"
 
 
 @pytest.mark.parametrize("env", [{}, {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}])
