@@ -57,14 +57,14 @@ import zlib
 from calendar import timegm
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate, parsedate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import FileIO
 from itertools import chain, count, zip_longest
-from typing import Any, NamedTuple, NoReturn, Protocol, TextIO
+from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol, TextIO
 from urllib.parse import quote, unquote
 
 __version__ = "0.1.0"
@@ -92,6 +92,7 @@ TLS_SEND_BUFFER = 32 * 1024  # the same under TLS, until the reader turns out to
 AT_ONCE = 32 * 1024  # bytes of an image that are read and sent at once, where all are taken
 LAST = 8 * 1024  # bytes of an image that are sent last, when the kernel holds fewer others
 LAST_BUFFER = LAST // 2  # bytes in the kernel before them, which doubles this
+MIN_RATE = 1024  # bytes/s at which a body must come in the end
 DEFER_SECONDS = 1  # the kernel keeps a connection from us while it is silent
 SCAN_SECONDS = 1.0  # between two looks at the folder: changes are seen within 2 s
 SETTLE_NS = 100_000_000  # a file changed less than this long ago may still be written
@@ -821,7 +822,10 @@ ESP32_FAMILY = "some ESP32"  # no header tells which chip of the family it is
 ANY_ESP = "some ESP"  # ESPHome: no header tells even the family
 UNKNOWN_ESP = "one that does not say its chip, and there are images for several chips"
 _AGENTS = {"ESP32": ESP32_FAMILY, "ESP82": "esp8266"}  # by their first characters
-_FIELDS = ("version", "sta-mac", "mode", "free-space", "chip-size", "sketch-md5", "sketch-sha256")
+_FIELDS = (
+    "version", "sta-mac", "mode", "free-space", "chip-size", "sketch-md5", "sketch-sha256",
+    "sdk-version",
+)  # fmt: skip
 _ESP8266_FIELDS = [f"x-esp8266-{name}" for name in _FIELDS]
 _ESP32_FIELDS = [f"x-esp32-{name}" for name in _FIELDS]
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}")
@@ -847,6 +851,7 @@ class Report(NamedTuple):
     sketch_md5: str | None = None  # of the running image, lower-case hex
     sketch_sha256: str | None = None  # the digest appended to it, lower-case hex; ESP32 only
     flash_mode: int | None = None  # as in Facts; see recognised()
+    sdk: str | None = None  # as sent
 
 
 def parameter(query: str, name: str) -> str:
@@ -886,7 +891,7 @@ def read_report(project: str, headers: Mapping[str, str], address: str, query: s
         chip = ESP32_FAMILY
     # All that is left after a redirect; and own code may send the only header that S1 knows.
     chip = _AGENTS.get(agent[:5]) or chip or (ANY_ESP if agent.startswith("ESPHome") else None)
-    running, mac, mode, space, flash, md5, sha256 = map(headers.get, names)
+    running, mac, mode, space, flash, md5, sha256, sdk = map(headers.get, names)
     if query and not running:
         running = parameter(query, "version") or parameter(query, "ver")
     if running and running[-1] == ")" and (tasmota := _TASMOTA.fullmatch(running)):
@@ -904,7 +909,8 @@ def read_report(project: str, headers: Mapping[str, str], address: str, query: s
     chip_size = None if flash is None else _bytes(names[4], flash)
     md5 = md5.lower() if md5 else None
     sha256 = sha256.lower() if sha256 else None
-    return Report(project, address, version, device, chip, kind, free_space, chip_size, md5, sha256)
+    room = (free_space, chip_size)
+    return Report(project, address, version, device, chip, kind, *room, md5, sha256, sdk=sdk)
 
 
 @functools.lru_cache(maxsize=1024)  # a fleet says the same few again and again
@@ -1075,6 +1081,7 @@ class Request(NamedTuple):
     secure: bool = False  # came by TLS
     keep_alive: bool = False  # the client may send another one
     body_size: int = 0  # bytes that follow the head
+    body: BinaryIO | None = None  # those bytes, where a route takes them; closed after answer()
 
 
 def split_head(data: bytes) -> tuple[bytes, bytes]:
@@ -1182,7 +1189,7 @@ def forwarded(request: Request, trusted: tuple[Network, ...]) -> Request:
     Who asks is the last address that is none of theirs; what stands before it, anybody can write.
     """
     peer, headers = request.peer, request.headers
-    if peer != LOCAL and not is_in(peer, trusted):
+    if peer != LOCAL and not (trusted and is_in(peer, trusted)):
         return request
     for hop in reversed(headers.get("x-forwarded-for", "").split(",")):
         if "%" in hop or not is_in(hop.strip(), EVERYWHERE):  # a zone could be any text
@@ -1354,6 +1361,7 @@ class Config:
     listing: bool = True
     trust_proxy: tuple[Network, ...] = ()  # whose X-Forwarded-* are believed
     accel: str = ""  # "nginx:/prefix/" or "apache": the proxy sends the images
+    state: str = ""  # folder in which the fleet is remembered; "": it is not
     www_dir: str = ""  # S0: with favicon.ico; files of any content can be had by name
     notify_socket: str = ""  # where systemd listens; "": nowhere
     inherited: str = ""  # how many sockets systemd passes; "": none
@@ -1380,6 +1388,7 @@ class Route:
     methods: tuple[str, ...] = ("GET", "HEAD")
     blocking: bool = False  # runs in a thread, not on the loop
     guarded: bool = True
+    body: int = 0  # bytes of a body at most; 0: it takes none
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -1461,8 +1470,7 @@ def log_decision(event: Event) -> None:
 def answer(site: Site, request: Request) -> Reply:
     """The reply to a request. Never raises: a Refused becomes its reply, anything else a 500."""
     try:
-        if site.config.trust_proxy or request.peer == LOCAL:
-            request = forwarded(request, site.config.trust_proxy)
+        request = forwarded(request, site.config.trust_proxy)
         reply = _endpoint(site, request)(site, request)
     except Refused as refused:
         log.info("%s refused, %s: %s", request.peer, refused.status, printable(refused.reason))
@@ -1477,16 +1485,22 @@ def answer(site: Site, request: Request) -> Reply:
     return reply._replace(body=b"")
 
 
-def _endpoint(site: Site, request: Request) -> Endpoint:
-    """Who answers. Refused: 405, or as a guard says."""
+def admitted(site: Site, request: Request) -> Route:
+    """The route of a request that every guard lets through. Refused: one does not."""
     route = site.route(request.path)
     asks = request.method == "OPTIONS"  # a browser, without a token, whether it may send one
     for guard in site.guards if route.guarded and not asks else ():
         guard(request)
+    return route
+
+
+def _endpoint(site: Site, request: Request) -> Endpoint:
+    """Who answers. Refused: 405, or as a guard says."""
+    route = admitted(site, request)
     if request.method in route.methods:
         return route.endpoint
     allowed = ("Allow", ", ".join((*route.methods, "OPTIONS")))
-    if asks:
+    if request.method == "OPTIONS":
         fields = ("Access-Control-Allow-Headers", "Authorization, Range")
         return lambda *_: Reply(204, (allowed, *_cors(site), fields))
     raise Refused(405, f"{shown(request.method)} is not possible here", allowed)
@@ -1989,7 +2003,8 @@ def build_site(config: Config, catalog: Catalog) -> Site:
     """Everything wired, for devices of which nothing is remembered.
 
     Raises:
-        OSError, ValueError: the file of tokens is not to be used.
+        OSError, ValueError: the file of tokens, or the folder of the fleet, is not to be used.
+        ImportError: the fleet is not beside this file.
     """
     guards: list[Callable[[Request], None]] = []
     if config.allow:
@@ -2001,7 +2016,18 @@ def build_site(config: Config, catalog: Catalog) -> Site:
     routes = tuple(
         replace(each, endpoint=unlisted) if each.endpoint in shut else each for each in ROUTES
     )
-    return Site(config, catalog, STATELESS, tuple(guards), routes, (log_decision,), ())
+    site = Site(config, catalog, STATELESS, tuple(guards), routes, (log_decision,), ())
+    if not config.state:
+        return site
+    look_beside()
+    from ota_fleet import extend  # noqa: PLC0415 - one of the two doors to the fleet
+
+    return extend(site)
+
+
+def look_beside() -> None:
+    """Lets packages be found that lie beside this file: python -I leaves its folder out."""
+    sys.path.append(os.path.dirname(os.path.realpath(__file__)))
 
 
 # -- 13. Loop: the only section with sockets -------------------------------------------------------
@@ -2124,8 +2150,8 @@ class Connection:
                 if not head:
                     return
                 request = parse_head(head, self.peer, secure=self.server.tls is not None)
-                if request.body_size and (request.keep_alive or request.body_size > MAX_BODY):
-                    rest = yield from self._drop_body(request.body_size, rest)
+                if request.body_size or request.method not in {"GET", "HEAD"}:
+                    request, rest = yield from self._take_body(request, rest)
                 blocking = self.server.site.route(request.path).blocking
             except Refused as refused:
                 log.info("%s refused, %s: %s", self.peer, refused.status, refused.reason)
@@ -2210,6 +2236,54 @@ class Connection:
                 begun = True
                 deadline = time.monotonic() + limits.head
             rest += more
+
+    def _take_body(self, request: Request, rest: bytes) -> Steps:
+        """The request with its body, where one is taken, and what came behind it."""
+        site, size = self.server.site, request.body_size
+        route = site.route(request.path)
+        if request.method not in route.methods or not route.body:
+            if size and (request.keep_alive or size > MAX_BODY):
+                rest = yield from self._drop_body(size, rest)
+            return request, rest
+        admitted(site, forwarded(request, site.config.trust_proxy))
+        if "content-length" not in request.headers:
+            raise Refused(411, "send a Content-Length")
+        if size > route.body:
+            raise Refused(413, f"the body has {size} bytes, at most {route.body} are taken")
+        if request.headers.get("expect", "").lower() == "100-continue":
+            yield from self._send(self._sealed(b"HTTP/1.1 100 Continue\r\n\r\n"))
+        try:
+            body, rest = yield from self._receive_body(size, rest, site.config.state)
+        except OSError as err:
+            if err.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+                raise
+            raise Refused(
+                507, "there is no room left for the body: make some, send it again"
+            ) from err
+        return request._replace(body=body), rest
+
+    def _receive_body(self, size: int, rest: bytes, folder: str) -> Steps:
+        """A body, as a file without a name that ends with its descriptor, and what is behind it."""
+        import tempfile  # noqa: PLC0415 - few need it, and it takes memory
+
+        limits = self.server.limits
+        deadline = time.monotonic() + limits.progress + size / MIN_RATE
+        with ExitStack() as opened:
+            body = opened.enter_context(tempfile.TemporaryFile(dir=folder))
+            turn = missing = size - body.write(rest[:size])
+            rest = rest[size:]
+            while missing:
+                more = yield from self._receive(min(deadline, time.monotonic() + limits.progress))
+                if not more:
+                    raise Refused(400, "the body is shorter than its Content-Length")
+                rest = more[missing:]
+                missing -= body.write(more[:missing])
+                if turn - missing >= TURN:  # others first
+                    turn = missing
+                    yield WRITE, deadline
+            body.seek(0)  # writes what is buffered, too
+            opened.pop_all()
+        return body, rest
 
     def _drop_body(self, size: int, rest: bytes) -> Generator[Wait, None, bytes]:
         """What follows a body that nobody asked for: unread, it would be the next request."""
@@ -2371,7 +2445,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def __init__(self, errand: Any, _address: Any, server: Server) -> None:
         connection, request = errand
-        server.take_back(connection, answer(server.site, request))
+        reply = answer(server.site, request)
+        if request.body is not None:
+            request.body.close()
+        server.take_back(connection, reply)
 
 
 class Server(ThreadingHTTPServer):
@@ -2753,9 +2830,12 @@ def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) 
     text = "the page and other lists of all projects (default: on)"
     option("listing", "on|off", "on", text, type=_word("ON", "OFF"))
     option("trust-proxy", "NETS", None, "networks whose X-Forwarded-* count", type=_networks)
+    text = "folder to remember devices in and to take uploads; needs ota_fleet (default: none)"
+    option("state", "DIR", "", text)
     option("accel", "PROXY", "", "nginx:/_fw/ or apache: it sends the images", type=_accel)
 
 
+NO_FLEET = "{} needs the folder ota_fleet beside ota_server.py: copy it, too"
 S0 = ("www_dir", "firmware_dir", "url_firmware", "no_certs", "no_token")
 
 
@@ -2848,11 +2928,11 @@ def sign(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def check(argv: Sequence[str], _environ: Mapping[str, str]) -> int:
     """The command: asks as a device would. SystemExit(2): ota_fleet/ is not beside this file."""
-    sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # which python -I leaves out
+    look_beside()
     try:
         from ota_fleet import doctor  # noqa: PLC0415 - one of the two doors to the fleet
     except ImportError:
-        _fail("check needs the folder ota_fleet beside ota_server.py: copy it, too")
+        _fail(NO_FLEET.format("check"))
     return doctor.main(argv)
 
 
@@ -2918,7 +2998,7 @@ def _start(config: Config, flush: Callable[[], None]) -> tuple[Server, Directory
         tried = f"--dir {config.dir} {_UNREADABLE}"
         any_file, max_open = bool(config.www_dir), config.max_downloads
         catalog = DirectoryCatalog(config.dir, any_file=any_file, max_open=max_open)
-        tried = f"--token-file {config.token_file}"
+        tried = f"--token-file {config.token_file or '-'} --state {config.state or '-'}"
         site = build_site(config, catalog)
         tried = f"--host {config.host or '(all)'} --port {config.port}"
         if config.inherited:
@@ -2931,6 +3011,8 @@ def _start(config: Config, flush: Callable[[], None]) -> tuple[Server, Directory
         _fail(f"{tried}: {err.strerror or err}")
     except ValueError as err:
         _fail(f"{tried}: {err}")
+    except ImportError:
+        _fail(NO_FLEET.format("--state"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

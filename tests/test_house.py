@@ -90,8 +90,8 @@ def test_the_fleet_is_imported_through_its_door_only() -> None:
         for node in ast.walk(function)
         if isinstance(node, ast.ImportFrom) and node.module == "ota_fleet"
     }
-    assert doors == {"check"}
-    assert SOURCE.count("import doctor") == SOURCE.count("from ota_fleet") == 1
+    assert doors == {"build_site", "check"}
+    assert SOURCE.count("from ota_fleet") == 2
 
 
 def test_the_script_copied_alone_runs_isolated(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_the_script_copied_alone_runs_isolated(tmp_path: Path) -> None:
     assert done.stdout == f"ota-server {ota_server.__version__}\n"
 
 
-def test_the_core_has_at_most_2160_lines_of_code() -> None:
-    assert len(code_lines(SOURCE)) <= 2160
+def test_the_core_has_at_most_2240_lines_of_code() -> None:
+    assert len(code_lines(SOURCE)) <= 2240
 
 
 def test_functions_are_short() -> None:

@@ -119,6 +119,7 @@ def test_report_of_an_esp8266() -> None:
         chip_size=4194304,
         sketch_md5=MD5,
         sketch_sha256=None,
+        sdk="2.2.2-dev(38a443e)",
     )
 
 
@@ -134,6 +135,7 @@ def test_report_of_an_esp32() -> None:
         chip_size=4194304,
         sketch_md5="df615266c370fbaa95e1f2ddc701fad7",
         sketch_sha256=SHA256,
+        sdk="v5.3.2-282-gcfea4f7c98-dirty",
     )
 
 
