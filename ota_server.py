@@ -2241,7 +2241,9 @@ class Connection:
         """The request with its body, where one is taken, and what came behind it."""
         site, size = self.server.site, request.body_size
         route = site.route(request.path)
-        if request.method not in route.methods or not route.body:
+        if not route.body or request.method not in {"PUT", "POST", "PATCH"}.intersection(
+            route.methods
+        ):
             if size and (request.keep_alive or size > MAX_BODY):
                 rest = yield from self._drop_body(size, rest)
             return request, rest
