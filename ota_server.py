@@ -1746,10 +1746,10 @@ def digest_line(site: Site, request: Request) -> Reply:
 
 def _translate(site: Site, request: Request, report: Report, outcome: Outcome, cache: str) -> Reply:
     """A decision as status and bytes; the file is open before anything is promised."""
-    version = outcome.version if isinstance(outcome, Release) else report.version
-    if version and request.headers.get("x-esp8266-mode") == "version":
-        # getAvailableVersion() knows only 200
-        return Reply(200, (("x-version", str(version)), ("Content-Length", "0"), UNCACHED))
+    if request.headers.get("x-esp8266-mode") == "version":  # getAvailableVersion() knows only 200
+        version = outcome.version if isinstance(outcome, Release) else report.version
+        if version:
+            return Reply(200, (("x-version", version.text), ("Content-Length", "0"), UNCACHED))
     if isinstance(outcome, Objection):
         if outcome.deny:
             return refusal(Refused(403, str(outcome)))
