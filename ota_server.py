@@ -1470,7 +1470,8 @@ def log_decision(event: Event) -> None:
 def answer(site: Site, request: Request) -> Reply:
     """The reply to a request. Never raises: a Refused becomes its reply, anything else a 500."""
     try:
-        request = forwarded(request, site.config.trust_proxy)
+        if site.config.trust_proxy or request.peer == LOCAL:
+            request = forwarded(request, site.config.trust_proxy)
         reply = _endpoint(site, request)(site, request)
     except Refused as refused:
         log.info("%s refused, %s: %s", request.peer, refused.status, printable(refused.reason))
