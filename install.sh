@@ -269,7 +269,11 @@ remove_all() {
 uninstall_all() {
     remove_all
     say "Kept: firmware in $DESTDIR$FIRMWARE and settings in $DESTDIR$SETTINGS."
-    if [ -e "$DESTDIR$STATE" ]; then say "Kept: what was remembered in $DESTDIR$STATE."; fi
+    rmdir "$DESTDIR$STATE" 2>/dev/null || :
+    if [ ! -e "$DESTDIR$STATE" ]; then return; fi
+    # The next user that gets this number must not read it; systemd gives it back at the next start.
+    if [ -z "$DESTDIR" ]; then chown -R root:root "$STATE"; fi
+    say "Kept: what was remembered in $DESTDIR$STATE."
 }
 
 # erase WHAT PATH: removes it, if it is there, and says so.
