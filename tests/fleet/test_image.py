@@ -606,6 +606,41 @@ def test_esptool_finds_the_same_parts_in_a_factory_image(
     assert "Bootloader version" in esptool_says(capsys, image, None)
 
 
+@pytest.mark.parametrize(("number", "start"), [(0, 0x1000), (9, 0), (18, 0x2000), (23, 0x2000)])
+@pytest.mark.parametrize("padded", [True, False], ids=["from 0", "from the boot loader"])
+def test_what_esptool_merges_is_a_factory_image(
+    scratch: Path, number: int, start: int, padded: bool
+) -> None:
+    commands = pytest.importorskip("esptool.cmds")
+    app = esp32_image("lamp", "1.0.0", chip_id=number)
+    parts = [(start, esp32_bootloader(number)), (0x8000, partition_table()), (0x10000, app)]
+    at = 0 if padded else start
+    image = commands.merge_bin(parts, ESP32_CHIPS[number], target_offset=at)
+    about = described(scratch, image)
+    assert (about.kind, about.chip, about.project) == ("factory", ESP32_CHIPS[number], "lamp")
+    assert f"the {len(app)} bytes at {0x10000 - at:#x}" in about.whole
+    for form in ("uf2", "hex"):
+        commands.merge_bin(parts, ESP32_CHIPS[number], str(scratch), format=form)
+        with FileIO(scratch) as file:
+            assert describe(file).kind == form
+
+
+@pytest.mark.parametrize(("number", "scheme"), [("1", "ecdsa256"), ("2", "ecdsa256")])
+def test_what_espsecure_signs_is_signed(tmp_path: Path, number: str, scheme: str) -> None:
+    espsecure = pytest.importorskip("espsecure")
+    key, image, signed = (tmp_path / name for name in ("key.pem", "image.bin", "signed.bin"))
+    image.write_bytes(ESP32)
+    espsecure.generate_signing_key(number, scheme, str(key))
+    with key.open("rb") as secret, image.open("rb") as data:
+        espsecure.sign_data(
+            number, [secret], str(signed), False, False, None, None, None, data
+        )  # fmt: skip
+    with FileIO(signed) as file:
+        about = describe(file)
+    assert (about.signed, about.whole) == (f"secure-boot-v{number}", "")
+    assert about.running == described(image, ESP32).running
+
+
 # -- 7. Any bytes ----------------------------------------------------------------------------------
 
 SAMPLES = [
