@@ -4,7 +4,6 @@ r"""What is inside a .bin: kind, chip, project, version, digests. Reads one file
          -> inspect(): is it whole -> header, descriptor, manifest, markers -> Description
 
 Whether an image is whole is the core's to say; a sentence helps who picked the wrong file.
-
 Where project and version come from, the first that knows wins:
 
 1. `update?dev=NAME&ver=v1.2.3\0` in the bytes: what the sketch itself will ask for (S3, server.py
@@ -12,9 +11,8 @@ Where project and version come from, the first that knows wins:
 2. the descriptor of ESP-IDF and ESP8266_RTOS_SDK; manifest.json of Mongoose OS;
 3. the name of the file, which is told apart: a name can be wrong, and then differs.
 
-Sources: esp_app_format.h, esp_app_desc.h, esp_bootloader_desc.h, esp_flash_partitions.h (ESP-IDF);
-esp_app_format.h (ESP8266_RTOS_SDK); elf2bin.py, signing.py (ESP8266 core); bin_signing.py
-(arduino-esp32); esptool bin_image.py.
+Sources: esp_app_format.h, esp_app_desc.h, esp_bootloader_desc.h (ESP-IDF); esp_app_format.h (RTOS
+SDK); elf2bin.py, signing.py (ESP8266 core); bin_signing.py (arduino-esp32); esptool bin_image.py.
 """
 
 from __future__ import annotations
@@ -84,7 +82,7 @@ _KINDS = tuple(  # the first that fits the head; a sentence: why it is never off
         ("text", rb"[\t\n\r -~]{16}|[\t\n\r -~]+\Z", "is text, not an image"),
     )
 )  # fmt: skip
-_UNKNOWN = "is no whole image or file system for an ESP: its first bytes are {}"
+_UNKNOWN = "is no whole image or file system for an ESP: its first bytes are"
 _FACTORY = (
     "is a merged factory image, to be flashed by cable: upload its application alone, which is "
     "the {size} bytes at 0x{at:x} (partition {label}), and a file of its own in the build"
@@ -126,10 +124,10 @@ def describe(file: FileIO, name: str = "") -> Description:
     """
     look = _Look(file)
     about = Description(file.seek(0, 2), look.md5.hexdigest(), look.sha256.hexdigest())
-    kind, flaw = _recognised(look.head, packed=look.packed)
+    kind, flaw = _recognised(look)
     facts = Facts(UNKNOWN_CHIP)
     if not flaw:
-        kind, flaw, facts = _inspected(file, kind, look.head)
+        kind, flaw, facts = _inspected(file, kind, look)
     head = look.head
     if part := _application(file) if flaw and not look.packed else None:
         kind, (head, flaw) = "factory", part
@@ -235,25 +233,31 @@ class _Look:
 # -- 2. Kinds --------------------------------------------------------------------------------------
 
 
-def _recognised(head: bytes, *, packed: bool) -> tuple[str, str]:
+def _recognised(look: _Look) -> tuple[str, str]:
     """The kind that the contents seem to be, and why a file of that kind is never offered."""
-    if packed and not head:
+    if look.packed and not look.head:
         return "sketch", ""  # damaged, as inspect() will say
     for kind, pattern, sentence in _KINDS:
-        if pattern.match(head):
+        if pattern.match(look.head):
             return kind, sentence
-    return "spiffs", ""  # which begins with anything; inspect() looks further
+    if look.length % 4096 == 0:  # else one .pyc in 500 has what inspect() takes for its magic
+        return "spiffs", ""  # which begins with anything
+    return _unknown(look)
 
 
-def _inspected(file: FileIO, kind: str, head: bytes) -> tuple[str, str, Facts]:
+def _unknown(look: _Look) -> tuple[str, str]:
+    """The same of what is nothing that is known here."""
+    return "unknown", f"{_UNKNOWN} {look.head[:8].hex(' ')}"
+
+
+def _inspected(file: FileIO, kind: str, look: _Look) -> tuple[str, str, Facts]:
     """The kind, why it is not whole, and what the core knows of it."""
     file.seek(0)
     try:
         return kind, "", inspect(file, kind)
     except ValueError as err:
-        if kind != "spiffs":
-            return kind, str(err), Facts(UNKNOWN_CHIP)
-    return "unknown", _UNKNOWN.format(head[:8].hex(" ")), Facts(UNKNOWN_CHIP)
+        verdict = (kind, str(err)) if kind != "spiffs" else _unknown(look)
+        return *verdict, Facts(UNKNOWN_CHIP)
 
 
 def _application(file: FileIO) -> tuple[bytes, str] | None:

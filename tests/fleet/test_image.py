@@ -434,6 +434,8 @@ def test_name_of_the_file_is_told_apart(
         pytest.param(esp32_bootloader(9), "bootloader", "is a boot loader, not the application",
                      id="boot loader"),
         pytest.param(b"\xff" * 65536, "unknown", "is no whole image .* ff ff ff ff", id="erased"),
+        pytest.param(bytes(252) + b"\x29\x04" + bytes(7000), "unknown", "is no whole image",
+                     id="magic of SPIFFS by chance"),
         pytest.param(bytes(65536), "unknown", "is no whole image", id="zeros"),
         pytest.param(b"\x89PNG\r\n\x1a\n" + bytes(99), "unknown", "are 89 50 4e 47", id="picture"),
         pytest.param(spiffs_image()[:-4096], "unknown", "is no whole image", id="cut SPIFFS"),
