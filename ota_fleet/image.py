@@ -55,7 +55,7 @@ _MARK = re.compile(
     rb"update\?dev=([A-Za-z0-9._-]{1,64}+)(?:(&ver=)([A-Za-z0-9.+-]{0,128}+))?([\0&])"
 )
 _LOOSE = b"&ver=\0"
-_ALONE = re.compile(rb"[^ -~]([vV][0-9]{1,5}\.[0-9]{1,5}\.[0-9]{1,5})(?=\0)")  # a C string
+_ALONE = re.compile(rb"[vV](?<=[^ -~].)[0-9]{1,5}\.[0-9]{1,5}\.[0-9]{1,5}(?=\0)")  # a C string
 _ENDING = re.compile(r"(?:\.(?:littlefs|spiffs|fatfs))?\.(?:bin|bin\.gz|zip)\Z", re.IGNORECASE)
 _LIBRARY = re.compile(r"arduino-lib-builder|esp-idf: ")  # project or version: not of the sketch
 _BUILD = "not the application: upload the .bin beside it, such as firmware.bin"
@@ -381,7 +381,7 @@ def _lone_version(about: Description, file: FileIO) -> str:
     found: set[str] = set()
     with suppress(ValueError):  # damaged: inspect() says so
         for window, _ in _windows(_contents(_chunks(file))[1]):
-            found.update(match[1].decode().lower() for match in _ALONE.finditer(window))
+            found.update(match[0].decode().lower() for match in _ALONE.finditer(window))
             if len(found) > 2:  # one can be the SDK's
                 return ""
     sdk = re.match(r"v?(\d+\.\d+\.\d+)", about.idf)

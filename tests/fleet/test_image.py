@@ -741,20 +741,24 @@ def test_text_without_a_marker_is_never_a_version(scratch: Path, noise: bytes, t
     "marker", [b"update?dev=lamp&ver=v1.0.2\0", b"update?dev=lamp&ver=\0v1.0.2\0"]
 )
 @pytest.mark.parametrize("wrap", [sketch, arduino32], ids=["esp8266", "esp32"])
-def test_16_mb_take_less_than_a_second_and_little_memory(
-    scratch: Path, wrap: Any, marker: bytes
-) -> None:
+def test_16_mb_take_less_than_a_second(scratch: Path, wrap: Any, marker: bytes) -> None:
     noise = os.urandom(1 << 20).replace(b"\0v", b"\0w")
     scratch.write_bytes(wrap(noise * 15 + marker))
     with FileIO(scratch) as file:
-        start = time.monotonic()
+        start = time.process_time()  # the machine may be busy
         about = describe(file)
-        assert time.monotonic() - start < 1
+        assert time.process_time() - start < 1
+    assert (about.project, about.version, about.whole) == ("lamp", version("1.0.2"), "")
+
+
+@pytest.mark.parametrize("wrap", [bytes, gzip_image], ids=["plain", "packed"])
+def test_memory_does_not_grow_with_the_image(scratch: Path, wrap: Any) -> None:
+    scratch.write_bytes(wrap(sketch(bytes(4 << 20) + b"update?dev=lamp&ver=\0v1.0.2")))
+    with FileIO(scratch) as file:
         tracemalloc.start()
-        assert describe(file) == about
+        assert describe(file).version == version("1.0.2")
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert (about.project, about.version, about.whole) == ("lamp", version("1.0.2"), "")
     assert peak < 2 << 20
 
 
