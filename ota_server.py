@@ -284,7 +284,7 @@ def _esp8266(walk: _Walk) -> Facts:
     start = walk.read(3)
     # The Updater writes the device's own flash mode over byte 2: one image, four digests.
     md5s = [hashlib.md5(start[:2] + bytes((mode,)), usedforsecurity=False) for mode in range(4)]
-    walk.digests = list(md5s)
+    walk.digests = [*md5s, sha256 := hashlib.sha256(start)]
     size = ESP8266_FLASH.get(walk.read(5)[0] >> 4, 0) << 10
     if not walk.is_sound(start[1]):
         raise ValueError(_WRONG.format("checksum"))
@@ -292,7 +292,7 @@ def _esp8266(walk: _Walk) -> Facts:
         walk.read(SKETCH_AT - walk.position)
         _sketch(walk)
     by_mode = tuple(md5.hexdigest() for md5 in md5s)
-    tail = walk.peek(MAX_TAIL + 1)
+    tail = walk.peek(MAX_TAIL + 1).removeprefix(sha256.digest())  # ESP8266_RTOS_SDK appends it
     if tail and not 0 < int.from_bytes(tail[-4:], "little") == len(tail) - 4:  # signing.py
         raise ValueError(_TRAILING)
     return Facts("esp8266", frozenset(by_mode), size, flash_mode=start[2], by_mode=by_mode)
@@ -312,8 +312,13 @@ def _sketch(walk: _Walk) -> None:
         raise ValueError(_WRONG.format("checksum"))
 
 
-def _unpacked(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """What a gzip file holds. Nothing may follow: eboot takes the last four bytes as its size."""
+def unpacked(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """What a gzip file holds, in pieces of at most CHUNK bytes.
+
+    Raises:
+        ValueError: it is not whole, or something follows: eboot takes the last four bytes as the
+            size. The message completes "name.bin ...".
+    """
     unpack = zlib.decompressobj(wbits=31)
     size = 0
     for chunk in chunks:
@@ -403,7 +408,7 @@ def inspect(file: FileIO, kind: str = "sketch") -> Facts:
     walk = _Walk(chunks())
     packed = walk.peek(1) == b"\x1f"
     if packed:
-        walk = _Walk(_unpacked(chain((walk.ahead,), walk.chunks)))
+        walk = _Walk(unpacked(chain((walk.ahead,), walk.chunks)))
     head = walk.peek(CHUNK)
     if kind == "sketch":
         if head[:1] != b"\xe9":

@@ -24,6 +24,7 @@ from tests.data.make_images import (
     esp8266_image,
     esp8266_signed,
     gzip_image,
+    rtos_image,
 )
 from tests.devices import Esp32, Esp8266
 
@@ -31,6 +32,7 @@ ESP8266 = esp8266_image("app", "1.0.0")
 ESP8266_OLD = esp8266_image("app", "1.0.0", crc=False)
 ESP32 = esp32_image("app", "1.0.0")
 ESP32_NO_HASH = esp32_image("app", "1.0.0", hash_appended=False)
+RTOS = rtos_image("app", "1.0.0")
 PACKED = gzip_image(ESP8266)
 SECTOR = b"\xe7" + bytes(4095)  # of a Secure Boot v2 signature
 
@@ -77,6 +79,8 @@ def test_digests_are_those_of_the_file(scratch: Path, image: bytes) -> None:
         pytest.param(esp8266_signed(ESP8266), "esp8266", False, id="signed"),
         pytest.param(esp8266_signed(ESP8266_OLD), "esp8266", False, id="signed without CRC"),
         pytest.param(esp8266_signed(ESP8266, bytes(512)), "esp8266", False, id="RSA-4096"),
+        pytest.param(RTOS, "esp8266", False, id="RTOS SDK"),
+        pytest.param(RTOS[:-32], "esp8266", False, id="RTOS SDK without SHA-256"),
         pytest.param(PACKED, "esp8266", True, id="gzip"),
         pytest.param(gzip_image(ESP8266_OLD), "esp8266", True, id="gzip without CRC"),
         pytest.param(ESP32, "esp32", False, id="esp32"),
@@ -191,10 +195,19 @@ def test_signature_cut_off_anywhere_is_refused(scratch: Path) -> None:
             facts_of(scratch, signed[:size])
 
 
+def test_digest_of_the_rtos_sdk_cut_off_anywhere_is_refused(scratch: Path) -> None:
+    for size in range(len(RTOS) - 31, len(RTOS)):
+        with pytest.raises(ValueError, match="behind its end"):
+            facts_of(scratch, RTOS[:size])
+    with pytest.raises(ValueError, match="is cut off"):
+        facts_of(scratch, RTOS[:-33])
+
+
 @pytest.mark.parametrize(
     "image",
     [
         pytest.param(ESP8266, id="esp8266"),
+        pytest.param(RTOS, id="RTOS SDK"),
         pytest.param(ESP32, id="esp32"),
         pytest.param(PACKED, id="gzip"),
     ],

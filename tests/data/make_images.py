@@ -41,8 +41,19 @@ ESP8266_EBOOT = 0x4010F000  # eboot.ld: the loader keeps clear of the sketch's i
 ESP8266_IROM0 = 0x40201010  # eagle.app.v6.common.ld: flash mapped at 0x40200000
 ESP8266_IRAM = 0x40100000
 ESP8266_DRAM = 0x3FFE8000
+ESP8266_RTOS_IROM = 0x40210010  # esp8266.project.ld.in: the application partition at 0x10000
 ESP32_DROM = 0x3F400020  # file offset 0x20: the flash cache maps 64 KiB pages
 ESP32_IRAM = 0x40080000
+ESP32_DRAM = 0x3FFF0030  # bootloader.ld
+# Where the others map data in flash: esptool targets/*.py, DROM_MAP_START.
+DROMS = {
+    2: 0x3F000020, 5: 0x3C000020, 9: 0x3C000020, 12: 0x3C000020, 13: 0x42800020, 16: 0x42800020,
+    18: 0x40000020, 20: 0x42800020, 23: 0x42000020, 25: 0x42000020, 28: 0x42000020, 31: 0x3C000020,
+    32: 0x40000020,
+}  # fmt: skip
+PARTITIONS_AT = 0x8000  # CONFIG_PARTITION_TABLE_OFFSET
+APP_AT = 0x10000  # where gen_esp32part.py puts the first application
+BOOT_LOADERS_AT = {0: 0x1000, 2: 0x1000, 18: 0x2000, 23: 0x2000, 28: 0x2000}  # others: 0
 
 LITTLEFS_MAGIC = b"littlefs"  # SPEC.md "superblock": at offset 8 of blocks 0 and 1
 LITTLEFS_SUPERBLOCK = 0x0FF00008  # tag: type 0x0ff, id 0, 8 bytes
@@ -87,7 +98,36 @@ def esp8266_image(  # noqa: PLR0913 - each one is a byte or a word that some tes
     return _with_length_and_crc(image) if crc else image
 
 
-def esp32_image(
+def rtos_image(
+    project: str,
+    version: str,
+    *,
+    idf: str = "v3.4-98-g9f0f4d63",
+    payload: bytes = b"",
+    hash_appended: bool = True,
+) -> bytes:
+    """An image of ESP8266_RTOS_SDK. Source: esptool bin_image.py ESP8266V3FirmwareImage.
+
+    The descriptor is that of an ESP32, but behind the short header of an ESP8266: at 16. No field
+    says that the SHA-256 follows; esptool always appends it.
+
+    Args:
+        project: the descriptor's project name, at most 31 bytes; also in the marker.
+        version: the descriptor's version, at most 31 bytes; also in the marker.
+        idf: the descriptor's SDK version, at most 31 bytes.
+        payload: more bytes for the flash-mapped segment.
+        hash_appended: False for what another tool may have made.
+    """
+    code = _filler("flash", 0x1400) + payload  # a real one is never as short as a boot loader
+    segments = [
+        (ESP8266_RTOS_IROM, _app_descriptor(project, version, idf) + code),
+        (ESP8266_IRAM, _filler("iram", 0x100) + _marker(project, version)),
+    ]
+    image = _esp8266_part(ESP8266_IRAM, (2, 2 << 4), segments)  # DIO, 1 MB
+    return image + hashlib.sha256(image).digest() if hash_appended else image
+
+
+def esp32_image(  # noqa: PLR0913 - each one is a field that some test must vary
     project: str,
     version: str,
     *,
@@ -95,38 +135,111 @@ def esp32_image(
     hash_appended: bool = True,
     payload: bytes = b"",
     idf: str = "v5.3.2",
+    secure_version: int = 0,
+    revisions: tuple[int, int] = (0, 399),
 ) -> bytes:
     """An application image of the ESP32 family. Source: esp_app_format.h:20-120, esp_app_desc.h.
 
     Args:
         project: the descriptor's project name, at most 31 bytes; also in the marker.
         version: the descriptor's version, at most 31 bytes; also in the marker.
-        chip_id: the header's chip: 0 ESP32, 2 S2, 5 C3, 9 S3, 12 C2, 13 C6... The load addresses
-            stay those of the ESP32.
+        chip_id: the header's chip: 0 ESP32, 2 S2, 5 C3, 9 S3, 12 C2, 13 C6... The load address
+            in RAM stays that of the ESP32.
         hash_appended: ends with the SHA-256 of all before it, as every IDF build does.
         payload: more bytes for the flash-mapped segment, to make an image larger.
         idf: the descriptor's ESP-IDF version, at most 31 bytes.
+        secure_version: the descriptor's, which the anti-rollback fuses are compared with.
+        revisions: of the chip, at least and at most: 301 is v3.1.
     """
+    descriptor = _app_descriptor(project, version, idf, secure_version)
     segments = [
-        (ESP32_DROM, _app_descriptor(project, version, idf) + _filler("drom", 0x300) + payload),
+        (DROMS.get(chip_id, ESP32_DROM), descriptor + _filler("drom", 0x300) + payload),
         (ESP32_IRAM, _filler("iram", 0x100) + _marker(project, version)),
     ]
-    header = struct.pack(
-        "<BBBBIB3xHBHH4xB",
-        MAGIC,
-        len(segments),
-        2,  # SPI mode DIO
-        0x2F,  # 4 MB, 80 MHz
-        ESP32_IRAM,  # entry
-        0xEE,  # no write-protect pin: esp_image_header_t.wp_pin
-        chip_id,
-        0,  # minimal chip revision, as old bootloaders read it
-        0,  # minimal chip revision
-        399,  # maximal chip revision 3.99
-        hash_appended,
+    return _esp32_part(segments, chip_id, revisions, hash_appended=hash_appended)
+
+
+def esp32_signed(image: bytes, kind: str) -> bytes:
+    """The image with a signature that signs nothing, as the kind's tool leaves it.
+
+    Args:
+        image: for the ESP32 family.
+        kind: "secure-boot-v1", espsecure's ECDSA: a version and 64 bytes; "secure-boot-v2", one
+            sector of 4 KiB behind a padding to whole sectors; "arduino", tools/bin_signing.py:
+            512 bytes filled up with zeros.
+    """
+    if kind == "secure-boot-v1":
+        return image + bytes(4) + SIGNATURE[:64]
+    if kind == "arduino":
+        return image + SIGNATURE + bytes(512 - len(SIGNATURE))
+    image += b"\xff" * (-len(image) % 4096)
+    block = (
+        struct.pack("<BB2x", 0xE7, 0x02) + hashlib.sha256(image).digest()
+    )  # RSA-3072, its digest
+    return image + block.ljust(1216, b"\0").ljust(4096, b"\xff")
+
+
+def esp32_bootloader(chip_id: int = 0, idf: str = "v5.3.2") -> bytes:
+    """A second stage boot loader of ESP-IDF 5.1 and newer. Source: esp_bootloader_desc.h.
+
+    Args:
+        chip_id: the header's chip.
+        idf: the ESP-IDF version in its descriptor, at most 31 bytes; "" for none, as before 5.1.
+    """
+    text = struct.pack("<B3xI32s24s16x", 0x50, 1, _text(idf), b"Jan  1 2026 12:00:00")
+    segments = [
+        (ESP32_DRAM, (text if idf else b"") + _filler("boot data", 0x100)),
+        (ESP32_IRAM, _filler("boot loader", 0x400)),
+    ]
+    return _esp32_part(segments, chip_id, (0, 399), hash_appended=True)
+
+
+def partition_table(*rows: tuple[str, int, int, int, int], at: int = APP_AT) -> bytes:
+    """The table as gen_esp32part.py writes it: rows of 32 bytes, the MD5 of them, erased flash.
+
+    Args:
+        rows: label, type (0 app, 1 data), subtype, offset, size; none: those of Arduino.
+        at: where the first application is, when no rows are given.
+    """
+    rows = rows or (
+        ("nvs", 1, 2, 0x9000, 0x5000),
+        ("otadata", 1, 0, 0xE000, 0x2000),
+        ("app0", 0, 0x10, at, 0x140000),
+        ("app1", 0, 0x11, at + 0x140000, 0x140000),
+        ("spiffs", 1, 0x82, at + 0x280000, 0x160000),
     )
-    image = _with_checksum(header, segments)
-    return image + hashlib.sha256(image).digest() if hash_appended else image
+    table = b"".join(
+        struct.pack("<HBBII16sI", 0x50AA, kind, sort, offset, size, label.encode(), 0)
+        for label, kind, sort, offset, size in rows
+    )
+    table += b"\xeb\xeb" + b"\xff" * 14 + hashlib.md5(table, usedforsecurity=False).digest()
+    return table.ljust(0xC00, b"\xff")
+
+
+def factory_image(
+    app: bytes, *, chip_id: int = 0, padded: bool = False, table: bytes = b"", app_at: int = APP_AT
+) -> bytes:
+    """Boot loader, partition table and application in one file, as esptool merge-bin makes it.
+
+    Args:
+        app: the application.
+        chip_id: the boot loader's chip.
+        padded: begins at flash offset 0, where an ESP32 has nothing; else at the boot loader.
+        table: the partition table; b"" for that of Arduino.
+        app_at: where the application is in flash.
+    """
+    start = BOOT_LOADERS_AT.get(chip_id, 0)
+    flash = (b"\xff" * start + esp32_bootloader(chip_id)).ljust(PARTITIONS_AT, b"\xff")
+    flash = (flash + (table or partition_table(at=app_at))).ljust(app_at, b"\xff") + app
+    return flash if padded else flash[start:]
+
+
+def nonos_image() -> bytes:
+    """user1.bin of the ESP8266 NONOS SDK. Source: esptool bin_image.py ESP8266V2FirmwareImage."""
+    irom = struct.pack("<BBBBIII", 0xEA, 4, 2, 0x40, ESP8266_IRAM, 0, 0x400) + _filler(
+        "nonos", 0x400
+    )
+    return irom + _esp8266_part(ESP8266_IRAM, (2, 0x40), [(ESP8266_IRAM, _filler("iram", 0x100))])
 
 
 def gzip_image(image: bytes) -> bytes:
@@ -395,6 +508,27 @@ def _esp8266_part(entry: int, flash: tuple[int, int], segments: Sequence[Segment
     return _with_checksum(struct.pack("<BBBBI", MAGIC, len(segments), *flash, entry), segments)
 
 
+def _esp32_part(
+    segments: Sequence[Segment], chip_id: int, revisions: tuple[int, int], *, hash_appended: bool
+) -> bytes:
+    """An image of the ESP32 family: application or boot loader."""
+    header = struct.pack(
+        "<BBBBIB3xHBHH4xB",
+        MAGIC,
+        len(segments),
+        2,  # SPI mode DIO
+        0x2F,  # 4 MB, 80 MHz
+        ESP32_IRAM,  # entry
+        0xEE,  # no write-protect pin: esp_image_header_t.wp_pin
+        chip_id,
+        0,  # minimal chip revision, as old bootloaders read it
+        *revisions,
+        hash_appended,
+    )
+    image = _with_checksum(header, segments)
+    return image + hashlib.sha256(image).digest() if hash_appended else image
+
+
 def _with_length_and_crc(image: bytes) -> bytes:
     """The image with its two words filled in: elf2bin.py add_crc().
 
@@ -416,12 +550,12 @@ def _crc_table() -> tuple[int, ...]:
     return tuple(table)
 
 
-def _app_descriptor(project: str, version: str, idf: str) -> bytes:
+def _app_descriptor(project: str, version: str, idf: str, secure_version: int = 0) -> bytes:
     """The 256 bytes of esp_app_desc_t, which begin the first segment of an app."""
     return struct.pack(
         "<II8x32s32s16s16s32s32sHHBB74x",
         APP_DESCRIPTOR_MAGIC,
-        0,  # secure version: no anti-rollback
+        secure_version,  # 0: no anti-rollback
         _text(version),
         _text(project),
         b"12:00:00",
