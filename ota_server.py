@@ -2911,8 +2911,9 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
     options["cors"] = "" if options["cors"] == "off" else options["cors"]
     if options["port"] > 65535:
         parser.error(f"--port: {options['port']} is no port, 65535 is the last one")
-    if options["max_connections"] < 1 or (options["key"] and not options["cert"]):
-        parser.error("--max-connections is 1 at least, and --key goes with --cert")
+    least = min(options["max_connections"], options["max_image"])
+    if least < 1 or (options["key"] and not options["cert"]):
+        parser.error("--max-connections and --max-image are 1 at least, --key goes with --cert")
     if options["admit"] != "OPEN" and not options["state"]:
         parser.error("--admit whitelist needs --state")
     if options["rate"] and (sys.platform != "linux" or options["host"].startswith("unix:")):

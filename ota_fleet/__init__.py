@@ -30,7 +30,7 @@ def extend(site: Site) -> Site:
         closers=(*site.closers, registry.close),
     )
     if config.admit == "WHITELIST":
-        rule = not_whitelisted(lambda project, id: normal_id(id) in registry.admitted(project))
+        rule = not_whitelisted(lambda name, mac: normal_id(mac) in registry.admitted(name))
         site = replace(site, rules=(*site.rules, rule))
     if not (config.us_username and config.us_password):
         return site

@@ -136,18 +136,14 @@ def test_script_with_state_updates_devices_and_stops_cleanly(folder: Path) -> No
 
 
 def test_script_runs_from_any_folder_and_not_isolated(folder: Path) -> None:
-    script = with_fleet(folder.parent)
-    command: list[str | Path] = [
-        sys.executable,
-        script,
-        "--dir",
-        folder,
-        "--state",
-        folder.parent / "s",
-        "--help",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
-    assert "--state DIR" in done.stdout
+    options = ("--dir", folder, "--state", folder.parent / "state", "--port", "0")
+    command: list[str | Path] = [sys.executable, with_fleet(folder.parent), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd="/") as process:
+        assert process.stdout is not None
+        assert " serves " in process.stdout.readline()
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    assert (folder.parent / "state" / "fleet.db").exists()
 
 
 def spoil(state: Path) -> None:
@@ -200,9 +196,13 @@ def test_the_script_alone_says_that_the_fleet_is_missing(folder: Path) -> None:
     )
 
 
-def test_whitelist_without_state_is_refused() -> None:
+@pytest.mark.parametrize(
+    "argv",
+    [["--admit", "whitelist"], ["--admit", "nobody"], ["--max-image", "0"], ["--max-image", "x"]],
+)
+def test_wrong_option_is_refused(argv: list[str]) -> None:
     with pytest.raises(SystemExit):
-        ota_server.read_config(["--admit", "whitelist"], {})
+        ota_server.read_config(argv, {})
 
 
 @pytest.mark.parametrize(

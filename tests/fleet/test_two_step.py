@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -567,6 +567,28 @@ def test_full_disk_is_507_and_nothing_is_lost(folder: Path) -> None:
             assert wire.ask("/files/a.bin", ASK).body == NEW
         assert put(script, "/files/a.bin", OLD) == 200
     assert os.listdir(folder.parent / "state" / "files") == [digest(OLD)]
+
+
+def test_disk_that_is_full_takes_neither_files_nor_rows_but_still_gives(
+    folder: Path, small_disk: Path
+) -> None:
+    inside = Path(shutil.move(folder, small_disk / "firmware"))
+    with remembering(inside, us_username=USER, us_password=PASSWORD) as site:
+        assert ask(site, PUT, "/files/big.bin", bytes(1 << 20)).status == 507
+        plan(site)
+        before = stored(site)
+        with suppress(OSError), (small_disk / "junk").open("wb", buffering=0) as junk:
+            while True:
+                junk.write(bytes(512))
+        row = line("x" * 200, "y" * 200, "z" * 200)
+        turns = (ask(site, PUT, f"/devices/{'x' * 200}", row).status for _ in range(2000))
+        assert next(status for status in turns if status != 200) == 507
+        assert ask(site, PUT, "/files/a.bin", OLD).status == 507
+        assert ask(site, GET, "/files/new.bin").body == NEW
+        assert ask(site, GET, f"/devices/{DEVICE}?app_ver=1.0.0").status == 200
+        assert stored(site) == before
+        (small_disk / "junk").unlink()
+        assert ask(site, PUT, "/files/a.bin", OLD).status == 200
 
 
 def test_killed_upload_leaves_nothing_and_acknowledged_ones_stay(folder: Path) -> None:
