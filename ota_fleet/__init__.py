@@ -10,9 +10,10 @@ import os
 import time
 from dataclasses import replace
 
+from ota_fleet.files import Store
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.rules import not_whitelisted
-from ota_fleet.two_step import Store, TwoStep, by_credentials
+from ota_fleet.two_step import TwoStep, by_credentials
 from ota_server import Event, Release, Site
 
 

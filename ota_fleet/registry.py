@@ -6,8 +6,9 @@
 
 Readers never wait for a writer, and `seen()` waits for nobody. A check-in of the last second may be
 lost when the machine dies; what the other functions wrote is on the disk when they return. Times
-(UTC seconds) come from the caller. All SQL is here and in `schema.py`, which has the tables. It is
-what SQLite and PostgreSQL share, but where it says otherwise; values are parameters only.
+(UTC seconds) come from the caller. All SQL is here, in `schema.py`, which has the tables, and in
+`files.py`. It is what SQLite and PostgreSQL share, but where it says otherwise; values are
+parameters only.
 """
 
 from __future__ import annotations
@@ -25,24 +26,19 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
 
-from ota_fleet.schema import (
+from ota_fleet.rows import (
     MAX_INTEGER,
     MAX_LONG,
     MAX_TEXT,
-    WAIT,
     App,
     Device,
     Entry,
     Sighting,
     Token,
     clean,
-    connect,
     normal_id,
-    pragma,
-    prepare,
-    save,
-    transaction,
 )
+from ota_fleet.schema import WAIT, connect, pragma, prepare, save, transaction
 
 __all__ = ["App", "Device", "Entry", "Registry", "Sighting", "Token", "normal_id"]
 
@@ -224,19 +220,19 @@ class Registry:
         literal = re.sub("([!%_])", r"!\1", normal_id(search))
         page = clean(after), f"%{literal}%", f"%{literal}%", max(1, min(limit, MAX_PAGE))
         if project:
-            rows = self._rows(_DEVICES + "project = ? AND " + _PAGE, clean(project), *page)
+            rows = self.rows(_DEVICES + "project = ? AND " + _PAGE, clean(project), *page)
         else:
-            rows = self._rows(_DEVICES + _PAGE, *page)
+            rows = self.rows(_DEVICES + _PAGE, *page)
         return [Device.of(row) for row in rows]
 
     def device(self, device: str) -> Device | None:
         """What is known of an id; None: it was never seen, or forgotten."""
-        rows = self._rows(_DEVICES + "id = ?", normal_id(device))
+        rows = self.rows(_DEVICES + "id = ?", normal_id(device))
         return Device.of(rows[0]) if rows else None
 
     def forget(self, device: str) -> bool:
         """Deletes what is known of a device, but its admission; False: nothing was."""
-        return self._write("DELETE FROM device WHERE id = ?", normal_id(device)) > 0
+        return self.write("DELETE FROM device WHERE id = ?", normal_id(device)) > 0
 
     def annotate(
         self, device: str, *, notes: str | None = None, labels: Iterable[str] | None = None
@@ -252,7 +248,7 @@ class Registry:
         if len(words) > MAX_LABELS or not all(0 < len(word) <= MAX_TEXT for word in words):
             raise ValueError(f"labels: at most {MAX_LABELS}, of 1 to {MAX_TEXT} characters")
         text = None if labels is None else json.dumps(words, ensure_ascii=False)
-        return self._write(_NOTE, notes and clean(notes, MAX_LONG), text, normal_id(device)) > 0
+        return self.write(_NOTE, notes and clean(notes, MAX_LONG), text, normal_id(device)) > 0
 
     # -- Admission ---------------------------------------------------------------------------------
 
@@ -269,7 +265,7 @@ class Registry:
         return self._admitted.get(project, frozenset())
 
     def _change_admission(self, statement: str, project: str, device: str) -> bool:
-        changed = self._write(statement, clean(project), normal_id(device)) > 0
+        changed = self.write(statement, clean(project), normal_id(device)) > 0
         self._refresh()
         return changed
 
@@ -289,20 +285,20 @@ class Registry:
 
     def apps(self) -> list[App]:
         """All of its lines, by device id."""
-        return [App(*row) for row in self._rows(_APPS + "ORDER BY device_id")]
+        return [App(*row) for row in self.rows(_APPS + "ORDER BY device_id")]
 
     def app(self, device: str) -> App | None:
         """The line of a device; None: there is none."""
-        rows = self._rows(_APPS + "WHERE device_id = ?", clean(device, MAX_LONG))
+        rows = self.rows(_APPS + "WHERE device_id = ?", clean(device, MAX_LONG))
         return App(*rows[0]) if rows else None
 
     def put_app(self, app: App) -> None:
         """Writes a line, in the place of the one with its id."""
-        self._write(_PUT_APP, *(clean(text, MAX_LONG) for text in astuple(app)))
+        self.write(_PUT_APP, *(clean(text, MAX_LONG) for text in astuple(app)))
 
     def delete_app(self, device: str) -> bool:
         """Deletes a line; False: there was none."""
-        return self._write(_DROP_APP, clean(device, MAX_LONG)) > 0
+        return self.write(_DROP_APP, clean(device, MAX_LONG)) > 0
 
     # -- Tokens ------------------------------------------------------------------------------------
 
@@ -321,16 +317,16 @@ class Registry:
 
     def token_by_digest(self, digest: str) -> Token | None:
         """The token with this digest; None: unknown or revoked."""
-        rows = self._rows(_TOKENS + "WHERE digest = ?", clean(digest))
+        rows = self.rows(_TOKENS + "WHERE digest = ?", clean(digest))
         return Token(*rows[0]) if rows else None
 
     def tokens(self) -> list[Token]:
         """All tokens, the oldest first."""
-        return [Token(*row) for row in self._rows(_TOKENS + "ORDER BY id")]
+        return [Token(*row) for row in self.rows(_TOKENS + "ORDER BY id")]
 
     def revoke_token(self, token: int) -> bool:
         """Forgets a token by its id, so that it opens nothing; False: there is none."""
-        return self._write("DELETE FROM token WHERE id = ?", min(token, MAX_INTEGER)) > 0
+        return self.write("DELETE FROM token WHERE id = ?", min(token, MAX_INTEGER)) > 0
 
     # -- Audit -------------------------------------------------------------------------------------
 
@@ -347,7 +343,7 @@ class Registry:
 
     def audit_log(self, after: int = 0, limit: int = 100) -> list[Entry]:
         """A page of entries, the oldest first, from behind the number `after`; at most MAX_PAGE."""
-        rows = self._rows(_ENTRIES, min(after, MAX_INTEGER), max(1, min(limit, MAX_PAGE)))
+        rows = self.rows(_ENTRIES, min(after, MAX_INTEGER), max(1, min(limit, MAX_PAGE)))
         return [Entry(*row) for row in rows]
 
     def verify_audit(self) -> bool:
@@ -369,12 +365,13 @@ class Registry:
         connection.execute(setting)
         return connection
 
-    def _write(self, statement: str, *values: str | int | None) -> int:
+    def write(self, statement: str, *values: str | int | None) -> int:
         """One statement that is on the disk when this returns; gives back how many rows changed."""
         with self._lock, transaction(self._surely) as connection:
             return connection.execute(statement, values).rowcount
 
-    def _rows(self, statement: str, *values: str | int) -> list[Any]:
+    def rows(self, statement: str, *values: str | int) -> list[Any]:
+        """What a statement finds; it cannot write."""
         with self._reader() as connection:
             return connection.execute(statement, values).fetchall()
 

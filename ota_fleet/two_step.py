@@ -4,11 +4,7 @@ A device first asks GET /devices/<id>?app_ver=<version it runs>, which names a f
 GET /files/<name>: fuota_b.c ota_update_b(). People fill the table and bring the files with curl:
 
     PUT, GET, DELETE /devices... <-> Registry: device, version to update from, path of the file
-    PUT /files/<path> -> Store: bytes under their own SHA-256 -> Registry: path, digests, size
-    GET /files/<path> -> Registry: is there such a row? -> Store: open -> image_reply
-
-A path of a request is only ever looked up among rows. What lies in the folder is called after its
-content, so the same bytes are stored once, under however many paths.
+    PUT, GET /files/<path> <-> Store: the bytes, which a path of a request never leads to
 """
 
 from __future__ import annotations
@@ -17,22 +13,19 @@ import base64
 import csv
 import errno
 import functools
-import hashlib
 import hmac
 import io
 import logging
 import os
 import re
-import shutil
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from io import FileIO
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from ota_fleet.registry import App, Registry, StoredFile
+from ota_fleet.files import Store
+from ota_fleet.registry import App, Registry
 from ota_server import (
     NAMED,
     UNCACHED,
@@ -52,14 +45,12 @@ from ota_server import (
     body_reply,
     identity_of,
     image_reply,
-    printable,
     read_report,
     shown,
 )
 
 MAX_TEXT = 255  # bytes of a device's id, version and path: fuota_b.c has room for no more
 MAX_LINE = 4096  # bytes of a line about a device, of three such texts
-PIECE = 1 << 20  # bytes that are hashed or copied at once
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DONE = Reply(200, (("Content-Length", "0"), UNCACHED))
 PATHS = re.compile("(?s)/(?:devices|files)(?:/.*)?")
@@ -67,110 +58,7 @@ PATHS = re.compile("(?s)/(?:devices|files)(?:/.*)?")
 log = logging.getLogger("ota.two_step")
 
 
-# -- 1. Store: bytes that are called after their content -------------------------------------------
-
-
-class Store:
-    """Files in a folder, each called by its SHA-256; registry says which are needed and as what.
-
-    A file is there before a row names it, and goes after the last row that did.
-    """
-
-    def __init__(self, folder: str, registry: Registry) -> None:
-        """Makes the folder, and removes what a crash left in it. OSError: it is not to be used."""
-        self._folder = folder
-        self._registry = registry
-        self._changing = threading.Lock()
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        self._sweep(registry.stored_digests())
-
-    def put(self, path: str, body: BinaryIO) -> StoredFile:
-        """Keeps the bytes under this path, on the disk when it comes back. OSError: it cannot."""
-        sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
-        while piece := body.read(PIECE):
-            sha256.update(piece)
-            md5.update(piece)
-            size += len(piece)
-        os.fsync(body.fileno())
-        stored = StoredFile(path, sha256.hexdigest(), md5.hexdigest(), size)
-        with self._changing:
-            self._keep(body, stored)
-            unused = self._registry.put_file(stored)
-            if unused:
-                os.unlink(self._path(unused))
-        return stored
-
-    def open(self, path: str) -> tuple[StoredFile, FileIO] | None:
-        """What is stored under this path, and the file, which the caller closes; None: nothing."""
-        if found := self._open(path):
-            return found
-        with self._changing:  # it may just have been replaced
-            return self._open(path)
-
-    def _open(self, path: str) -> tuple[StoredFile, FileIO] | None:
-        stored = self._registry.file(path)
-        if stored is None:
-            return None
-        real = self._path(stored.sha256)
-        try:  # its name, for the log, is that by which it is asked for
-            file = FileIO(path, opener=lambda _, flags: os.open(real, flags))
-        except FileNotFoundError:
-            return None
-        if os.fstat(file.fileno()).st_size == stored.size:
-            return stored, file
-        file.close()
-        log.error("%s has not the %d bytes it was stored with", real, stored.size)
-        return None
-
-    def _path(self, digest: str) -> str:
-        return os.path.join(self._folder, digest)
-
-    def _keep(self, body: BinaryIO, stored: StoredFile) -> None:
-        """Gives the bytes their name, all at once, where it does not exist with them already."""
-        target = self._path(stored.sha256)
-        if not _linked(body, target, stored.size):
-            self._copy(body, target)
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def _copy(self, body: BinaryIO, target: str) -> None:
-        """The same where a file without a name cannot get one."""
-        part = f"{target}.part"
-        body.seek(0)
-        try:
-            with open(part, "wb") as copy:
-                shutil.copyfileobj(body, copy, PIECE)
-                copy.flush()
-                os.fsync(copy.fileno())
-            os.replace(part, target)
-        except OSError:
-            with suppress(OSError):
-                os.unlink(part)
-            raise
-
-    def _sweep(self, needed: frozenset[str]) -> None:
-        """Removes what no row names; nothing at all where a new database meets old files."""
-        for name in os.listdir(self._folder) if needed else ():
-            if name not in needed:
-                log.warning("%s is removed: nothing needs it", printable(self._path(name)))
-                os.unlink(self._path(name))
-
-
-def _linked(body: BinaryIO, target: str, size: int) -> bool:
-    """Names a file that has no name: open(2), O_TMPFILE. Or it was there, with so many bytes."""
-    try:  # with a descriptor os.link() calls linkat(), which follows the link in /proc
-        os.link(f"/proc/self/fd/{body.fileno()}", target, src_dir_fd=body.fileno())
-    except FileExistsError:
-        return os.stat(target).st_size == size
-    except (OSError, NotImplementedError):
-        return False
-    return True
-
-
-# -- 2. Credentials --------------------------------------------------------------------------------
+# -- 1. Credentials --------------------------------------------------------------------------------
 
 Guard = Callable[[Request], None]
 
@@ -207,7 +95,7 @@ def only_with(pair: bytes, request: Request) -> None:
         raise Refused(403, f"{reason}: user name and password, by Basic")
 
 
-# -- 3. Words of requests --------------------------------------------------------------------------
+# -- 2. Words of requests --------------------------------------------------------------------------
 
 
 def checked(name: str, text: str) -> str:
@@ -260,7 +148,7 @@ def _segment(path: str) -> str:
     return path.strip("/").partition("/")[2]
 
 
-# -- 4. What the paths answer ----------------------------------------------------------------------
+# -- 3. What the paths answer ----------------------------------------------------------------------
 
 
 class TwoStep:

@@ -31,8 +31,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ota_fleet import registry as registry_module
 from ota_fleet import schema
+from ota_fleet.files import Table
 from ota_fleet.registry import App, Device, Entry, Registry, Sighting, Token, normal_id
-from ota_fleet.schema import SCRIPTS, clean
+from ota_fleet.rows import clean
+from ota_fleet.schema import SCRIPTS
 from ota_server import ESP32_FAMILY, Version
 from tests.conftest import wait_until
 from tests.test_house import ROOT
@@ -720,7 +722,7 @@ def test_connections_of_readers_do_not_pile_up(registry: Registry) -> None:
 
 def test_reading_connection_cannot_write(registry: Registry) -> None:
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
-        registry._rows("DELETE FROM device")
+        registry.rows("DELETE FROM device")
 
 
 # -- 7. A model of it -----------------------------------------------------------------------------
@@ -899,6 +901,7 @@ ROWS: dict[int, list[tuple[str, tuple[object, ...]]]] = {
         ("INSERT INTO audit VALUES (1, ?, 'ada', 'upload', 'x', ?)", (NOW, FIRST.follows(""))),
         ("UPDATE audit_head SET number = 1, digest = ?", (FIRST.follows(""),)),
     ],
+    5: [("INSERT INTO stored_file VALUES (?, ?, ?, ?)", ("a.bin", SHA256, MD5, 7))],
 }
 
 
@@ -923,6 +926,7 @@ def test_registry_of_every_earlier_release_is_brought_up_to_date(version: int, p
             assert [app.device_id for app in registry.apps()] == ["Pump"][: version >= 2]
             assert [token.id for token in registry.tokens()] == [7][: version >= 3]
             assert len(registry.audit_log()) == (version >= 4)
+            assert len(Table(registry).digests()) == (version >= 5)
             assert registry.verify_audit()
     with by_hand(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(SCRIPTS),)
@@ -1304,7 +1308,7 @@ def test_search_that_finds_nothing_is_quicker_than_reading_all(many: Registry) -
 )
 def test_statement_uses_its_index(statement: str, index: str, many: Registry) -> None:
     values = [""] * statement.count("?")
-    plan = "\n".join(row[3] for row in many._rows("EXPLAIN QUERY PLAN " + statement, *values))
+    plan = "\n".join(row[3] for row in many.rows("EXPLAIN QUERY PLAN " + statement, *values))
     assert re.search(index, plan), plan
     assert "TEMP B-TREE" not in plan
 

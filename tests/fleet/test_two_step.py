@@ -21,8 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ota_fleet.files import Store, Table
 from ota_fleet.registry import Registry
-from ota_fleet.two_step import Store
 from ota_server import Image, Refused, Reply, Site, answer, parse_head, refusal, unnamed_file
 from tests.clients import Esp32Fuota
 from tests.conftest import wait_until
@@ -707,4 +707,4 @@ def test_many_may_upload_and_fetch_at_once(site: Site) -> None:
         assert set(statuses) == {200}
         assert all(fetched)
     with registry_of(site) as registry:
-        assert set(stored(site)) == registry.stored_digests()
+        assert set(stored(site)) == Table(registry).digests()
