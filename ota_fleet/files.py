@@ -9,20 +9,24 @@ the same bytes are stored once, under however many paths.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import shutil
+import sqlite3
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from io import FileIO
 from typing import BinaryIO
 
 from ota_fleet.registry import Registry
-from ota_server import printable
+from ota_server import Refused, printable
 
 PIECE = 1 << 20  # bytes that are hashed or copied at once
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _FILES = "SELECT path, sha256, md5, size FROM stored_file WHERE "
 _PUT = """INSERT INTO stored_file (path, sha256, md5, size) VALUES (?, ?, ?, ?)
@@ -30,6 +34,18 @@ ON CONFLICT (path) DO UPDATE SET
     sha256 = excluded.sha256, md5 = excluded.md5, size = excluded.size"""
 
 log = logging.getLogger("ota.files")
+
+
+@contextmanager
+def room() -> Iterator[None]:
+    """Makes a full disk a 507."""
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as err:
+        code = err.errno if isinstance(err, OSError) else err.sqlite_errorcode
+        if code not in (FULL if isinstance(err, OSError) else {sqlite3.SQLITE_FULL}):
+            raise
+        raise Refused(507, "there is no room left on the disk: make some, send it again") from err
 
 
 @dataclass(frozen=True, slots=True)

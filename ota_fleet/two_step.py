@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import base64
 import csv
-import errno
 import functools
 import hmac
 import io
 import logging
 import os
 import re
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from ota_fleet.files import Store
+from ota_fleet.files import Store, room
 from ota_fleet.registry import App, Registry
 from ota_server import (
     NAMED,
@@ -51,7 +49,6 @@ from ota_server import (
 
 MAX_TEXT = 255  # bytes of a device's id, version and path: fuota_b.c has room for no more
 MAX_LINE = 4096  # bytes of a line about a device, of three such texts
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DONE = Reply(200, (("Content-Length", "0"), UNCACHED))
 PATHS = re.compile("(?s)/(?:devices|files)(?:/.*)?")
 
@@ -129,18 +126,6 @@ def read_line(device: str, body: BinaryIO) -> App:
     if name != device:
         raise Refused(400, f"the line is about {shown(name)}, the URL about {shown(device)}")
     return App(name, version, path)
-
-
-@contextmanager
-def room() -> Iterator[None]:
-    """Makes a full disk a 507."""
-    try:
-        yield
-    except (OSError, sqlite3.OperationalError) as err:
-        code = err.errno if isinstance(err, OSError) else err.sqlite_errorcode
-        if code not in (FULL if isinstance(err, OSError) else {sqlite3.SQLITE_FULL}):
-            raise
-        raise Refused(507, "there is no room left on the disk: make some, send it again") from err
 
 
 def _segment(path: str) -> str:
