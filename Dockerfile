@@ -9,7 +9,8 @@ LABEL org.opencontainers.image.title="ota-server" \
 COPY ota_server.py /app/
 COPY ota_fleet /app/ota_fleet/
 # A checkout with a strict umask must stay readable for the user below, and writable for root alone.
-RUN chmod -R u=rwX,go=rX /app && mkdir -p /firmware
+# /state is for OTA_STATE: a fresh named volume takes over that its owner may write there.
+RUN chmod -R u=rwX,go=rX /app && mkdir -p /firmware /state && chown 10001:10001 /state && chmod 0700 /state
 
 # By number, so that --user and orchestrators that forbid root can check it. A mounted folder must be
 # readable for this user, or run with: --user "$(id -u):$(id -g)"

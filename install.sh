@@ -13,6 +13,7 @@ UNIT=$UNITS/$NAME.service
 SOCKET=$UNITS/$NAME.socket
 SETTINGS=/etc/default/$NAME
 FIRMWARE=/srv/firmware
+STATE=/var/lib/$NAME
 
 usage() {
     cat <<END
@@ -24,9 +25,10 @@ Without an option: install or upgrade $NAME and start it as a systemd service.
   socket    $SOCKET  (not enabled)
   settings  $SETTINGS  (never overwritten)
   firmware  $FIRMWARE  (never touched once it exists)
+  fleet     $STATE  (if OTA_STATE says so; never touched)
 
-  --uninstall  remove program, service and the user $NAME; keep firmware and settings
-  --purge      remove firmware and settings too, and say what
+  --uninstall  remove program, service and the user $NAME; keep firmware, settings and the fleet
+  --purge      remove these too, and say what
   --help       show this text
 
 Environment:
@@ -148,6 +150,11 @@ default_settings() {
 # Behind a proxy: whose X-Forwarded-... is believed; who sends the images instead.
 #OTA_TRUST_PROXY=127.0.0.1,::1
 #OTA_ACCEL=nginx:/_fw/
+
+# Remember the devices of the fleet in this folder; who gets images, open or whitelist; MB of an upload.
+#OTA_STATE=$STATE
+#OTA_ADMIT=open
+#OTA_MAX_IMAGE=16
 END
 }
 
@@ -262,6 +269,11 @@ remove_all() {
 uninstall_all() {
     remove_all
     say "Kept: firmware in $DESTDIR$FIRMWARE and settings in $DESTDIR$SETTINGS."
+    rmdir "$DESTDIR$STATE" 2>/dev/null || :
+    if [ ! -e "$DESTDIR$STATE" ]; then return; fi
+    # The next user that gets this number must not read it; systemd gives it back at the next start.
+    if [ -z "$DESTDIR" ]; then chown -R root:root "$STATE"; fi
+    say "Kept: what was remembered in $DESTDIR$STATE."
 }
 
 # erase WHAT PATH: removes it, if it is there, and says so.
@@ -277,6 +289,7 @@ purge_all() {
     files=$(find "$DESTDIR$FIRMWARE" -type f 2>/dev/null | wc -l)
     erase "$((files)) files of firmware in" "$FIRMWARE"
     erase "settings in" "$SETTINGS"
+    erase "what was remembered in" "$STATE"
     erase "changes to the service in" "$UNIT.d"
     erase "changes to the socket in" "$SOCKET.d"
     if [ "$folder" != "$FIRMWARE" ] && [ -e "$DESTDIR$folder" ]; then

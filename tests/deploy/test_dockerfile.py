@@ -153,7 +153,7 @@ def test_user_is_a_number_and_not_root() -> None:
 def test_user_cannot_change_the_program() -> None:
     """Copied as root, and nothing after that gives it away."""
     assert values("COPY") == ["ota_server.py /app/", "ota_fleet /app/ota_fleet/"]
-    assert not re.search("chown", DOCKERFILE.read_text())
+    assert re.findall("chown .*? (/\\S+)", DOCKERFILE.read_text()) == ["/state"]
 
 
 def test_documented_call_finds_port_and_folder() -> None:
@@ -167,7 +167,7 @@ def test_documented_call_finds_port_and_folder() -> None:
 def test_server_knows_every_setting_of_the_image() -> None:
     """The health check's variables among them."""
     used = options_in(DOCKERFILE.read_text())
-    assert used == {"--dir", "--host", "--port", "--cert"}
+    assert used == {"--dir", "--host", "--port", "--cert", "--state"}
     assert used <= options_in_help()
 
 
