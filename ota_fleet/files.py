@@ -13,6 +13,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import threading
@@ -32,6 +33,8 @@ _FILES = "SELECT path, sha256, md5, size FROM stored_file WHERE "
 _PUT = """INSERT INTO stored_file (path, sha256, md5, size) VALUES (?, ?, ?, ?)
 ON CONFLICT (path) DO UPDATE SET
     sha256 = excluded.sha256, md5 = excluded.md5, size = excluded.size"""
+
+_OURS = re.compile(r"[0-9a-f]{64}(?:\.part)?")  # names that are given here
 
 log = logging.getLogger("ota.files")
 
@@ -113,7 +116,8 @@ class Store:
             self._keep(body, stored)
             unused = self._table.put(stored)
             if unused:
-                os.unlink(self._path(unused))
+                with suppress(FileNotFoundError):
+                    os.unlink(self._path(unused))
         return stored
 
     def open(self, path: str) -> tuple[StoredFile, FileIO] | None:
@@ -170,7 +174,7 @@ class Store:
     def _sweep(self, needed: frozenset[str]) -> None:
         """Removes what no row names; nothing at all where a new database meets old files."""
         for name in os.listdir(self._folder) if needed else ():
-            if name not in needed:
+            if name not in needed and _OURS.fullmatch(name):
                 log.warning("%s is removed: nothing needs it", printable(self._path(name)))
                 os.unlink(self._path(name))
 

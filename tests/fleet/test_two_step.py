@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ota_server
 from ota_fleet.files import Store, Table
 from ota_fleet.registry import Registry
 from ota_server import Image, Refused, Reply, Site, answer, parse_head, refusal, unnamed_file
@@ -367,6 +368,13 @@ def test_token_and_credentials_each_open_their_own(folder: Path) -> None:
         assert ask(site, GET, "/firmware/latest.bin").status == 401
 
 
+def test_credentials_open_nothing_to_who_may_not_ask(folder: Path) -> None:
+    nets = ota_server.read_config(["--allow", "10.0.0.0/8"], {}).allow
+    with remembering(folder, allow=nets, us_username=USER, us_password=PASSWORD) as site:
+        reply = ask(site, GET, "/devices")
+        assert (reply.status, "192.0.2.9 is in none of" in text_of(reply)) == (403, True)
+
+
 @pytest.mark.parametrize("pair", [("", ""), (USER, ""), ("", PASSWORD)])
 def test_without_both_words_s4_is_not_spoken(pair: tuple[str, str], folder: Path) -> None:
     with remembering(folder, us_username=pair[0], us_password=pair[1]) as site:
@@ -616,11 +624,12 @@ def test_killed_upload_leaves_nothing_and_acknowledged_ones_stay(folder: Path) -
 def test_leftovers_of_a_crash_are_swept(site: Site, folder: Path) -> None:
     plan(site)
     files = Path(site.config.state) / "files"
-    for name in (digest(OLD), f"{digest(OLD)}.part"):
+    for name in (digest(OLD), f"{digest(OLD)}.part", "README"):
         (files / name).write_bytes(OLD)
+    (files / "lost+found").mkdir()
     site.closers[0]()
     with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
-        assert stored(again) == [digest(NEW)]
+        assert stored(again) == sorted(["README", digest(NEW), "lost+found"])
         assert ask(again, GET, "/files/new.bin").body == NEW
 
 
@@ -646,6 +655,8 @@ def test_file_that_is_harmed_is_404_and_the_next_upload_heals_it(harm: str, site
     assert ask(site, GET, f"/devices/{DEVICE}?app_ver=1.0.0").status == 404
     assert ask(site, PUT, "/files/new.bin", NEW).status == 200
     assert ask(site, GET, "/files/new.bin").body == NEW
+    path.unlink()
+    assert ask(site, PUT, "/files/new.bin", OLD).status == 200
 
 
 @pytest.fixture
