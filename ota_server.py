@@ -1023,6 +1023,7 @@ def fit_unasked(_report: Report, release: Release) -> Objection | None:
 
 SAFETY: tuple[Rule, ...] = (same_image, right_chip, right_kind, right_flash_mode, enough_room)
 STATELESS: tuple[Rule, ...] = (only_newer, *SAFETY, fit_unasked)
+UNASKED = (only_newer, fit_unasked)  # do not hold for a file that is asked for by its name
 
 
 def choose(report: Report, releases: Iterable[Release], rules: Sequence[Rule]) -> Outcome:
@@ -1367,6 +1368,10 @@ class Config:
     trust_proxy: tuple[Network, ...] = ()  # whose X-Forwarded-* are believed
     accel: str = ""  # "nginx:/prefix/" or "apache": the proxy sends the images
     state: str = ""  # folder in which the fleet is remembered; "": it is not
+    admit: str = "OPEN"  # "WHITELIST": only devices that were admitted get images; needs `state`
+    max_image: int = 16  # MB of an upload at most
+    us_username: str = field(default="", repr=False)  # S4's, for everybody; "": it is not spoken
+    us_password: str = field(default="", repr=False)
     www_dir: str = ""  # S0: with favicon.ico; files of any content can be had by name
     notify_socket: str = ""  # where systemd listens; "": nowhere
     inherited: str = ""  # how many sockets systemd passes; "": none
@@ -1704,6 +1709,8 @@ def platform_update(site: Site, request: Request) -> Reply:
         outcome = decide(site, report)
     except Refused as refused:
         raise Refused(400 if refused.status == 404 else refused.status, refused.reason) from refused
+    if isinstance(outcome, Objection) and outcome.deny and outcome.final:
+        raise Refused(400, str(outcome))  # it is the device that is denied, not an image
     return _translate(site, request, report, outcome, NEWEST)
 
 
@@ -1729,7 +1736,8 @@ def _picked(site: Site, request: Request, ask: Ask) -> tuple[Report, Outcome, st
         return report, ask(site, report, among, site.rules), NEWEST
     if report.chip is None:  # a browser, of which the log need not tell
         ask = judge
-    return report, ask(site, report, among, SAFETY), NAMED
+    rules = tuple(rule for rule in site.rules if rule not in UNASKED)
+    return report, ask(site, report, among, rules), NAMED
 
 
 def download(site: Site, request: Request) -> Reply:
@@ -2061,6 +2069,15 @@ class Limits:
     tick: float = 1  # between two looks at the clock
 
 
+def unnamed_file(folder: str) -> BinaryIO:
+    """A new file that ends with its descriptor, unless it is given a name: open(2), O_TMPFILE."""
+    with suppress(AttributeError, OSError):  # no Linux, or a file system that cannot
+        return open(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600), "w+b")
+    import tempfile  # noqa: PLC0415 - few need it, it takes memory, and its O_EXCL forbids the name
+
+    return tempfile.TemporaryFile(dir=folder)
+
+
 class Connection:
     """One client from accept to close: a generator that yields what it waits for.
 
@@ -2272,12 +2289,10 @@ class Connection:
 
     def _receive_body(self, size: int, rest: bytes, folder: str) -> Steps:
         """A body, as a file without a name that ends with its descriptor, and what is behind it."""
-        import tempfile  # noqa: PLC0415 - few need it, and it takes memory
-
         limits = self.server.limits
         deadline = time.monotonic() + limits.progress + size / MIN_RATE
         with ExitStack() as opened:
-            body = opened.enter_context(tempfile.TemporaryFile(dir=folder))
+            body = opened.enter_context(unnamed_file(folder))
             turn = missing = size - body.write(rest[:size])
             rest = rest[size:]
             while missing:
@@ -2820,7 +2835,8 @@ def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) 
     level = _word("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     option("dir", "DIR", "~/firmware", "folder with the firmware (default: ~/firmware)")
     option("host", "HOST", "", "address, or unix:/path, to listen on (default: all, IPv4 and IPv6)")
-    option("port", "PORT", "8000", "port to listen on (default: 8000)", type=_number)
+    port = environ.get("US_SERVER_PORT") or "8000"  # S4's
+    option("port", "PORT", port, "port to listen on (default: 8000)", type=_number)
     option("log", "LEVEL", "info", "debug, info, warning or error (default: info)", type=level)
     option("cert", "PEM", "", "certificate chain: serve HTTPS (default: plain HTTP)")
     option("key", "PEM", "", "its key (default: in the same file)")
@@ -2840,10 +2856,14 @@ def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) 
     option("trust-proxy", "NETS", None, "networks whose X-Forwarded-* count", type=_networks)
     text = "folder to remember devices in and to take uploads; needs ota_fleet (default: none)"
     option("state", "DIR", "", text)
+    text = "open or whitelist: which devices get images, with --state (default: open)"
+    option("admit", "WHOM", "open", text, type=_word("OPEN", "WHITELIST"))
+    option("max-image", "MB", "16", "MB of an upload at most (default: 16)", type=_number)
     option("accel", "PROXY", "", "nginx:/_fw/ or apache: it sends the images", type=_accel)
 
 
 NO_FLEET = "{} needs the folder ota_fleet beside ota_server.py: copy it, too"
+S4 = ("USERNAME", "PASSWORD")
 S0 = ("www_dir", "firmware_dir", "url_firmware", "no_certs", "no_token")
 
 
@@ -2896,11 +2916,15 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
     options["cors"] = "" if options["cors"] == "off" else options["cors"]
     if options["port"] > 65535:
         parser.error(f"--port: {options['port']} is no port, 65535 is the last one")
-    if options["max_connections"] < 1 or (options["key"] and not options["cert"]):
-        parser.error("--max-connections is 1 at least, and --key goes with --cert")
+    least = min(options["max_connections"], options["max_image"])
+    if least < 1 or (options["key"] and not options["cert"]):
+        parser.error("--max-connections and --max-image are 1 at least, --key goes with --cert")
+    if options["admit"] != "OPEN" and not options["state"]:
+        parser.error("--admit whitelist needs --state")
     if options["rate"] and (sys.platform != "linux" or options["host"].startswith("unix:")):
         parser.error("--rate needs Linux and TCP")
     given = {name: value for name, value in options.items() if value is not None}
+    given |= {f"us_{name.lower()}": environ.get(f"US_AUTH_{name}", "") for name in S4}
     return Config(**given, **_from_systemd(environ))
 
 

@@ -5,9 +5,58 @@ They import ota_server, never the reverse, but for two doors there: `--state` an
 
 from __future__ import annotations
 
-from ota_server import Site
+import functools
+import os
+import time
+from dataclasses import replace
+
+from ota_fleet.files import Store
+from ota_fleet.registry import Registry, Sighting, normal_id
+from ota_fleet.rules import not_whitelisted
+from ota_fleet.two_step import TwoStep, by_credentials
+from ota_server import Event, Release, Site
 
 
 def extend(site: Site) -> Site:
-    """The site with a memory. ValueError: the folder of the fleet is not to be used."""
-    return site
+    """The site with a memory. OSError, ValueError: the folder of the fleet is not to be used."""
+    config = site.config
+    os.makedirs(config.state, mode=0o700, exist_ok=True)
+    try:
+        registry = Registry(os.path.join(config.state, "fleet.db"))
+    except RuntimeError as err:
+        raise ValueError(str(err)) from err
+    site = replace(
+        site,
+        listeners=(*site.listeners, functools.partial(remember, registry)),
+        closers=(*site.closers, registry.close),
+    )
+    if config.admit == "WHITELIST":
+        rule = not_whitelisted(lambda name, mac: normal_id(mac) in registry.admitted(name))
+        site = replace(site, rules=(*site.rules, rule))
+    if not (config.us_username and config.us_password):
+        return site
+    store = Store(os.path.join(config.state, "files"), registry)
+    routes = TwoStep(registry, store, config.max_image).routes()
+    return replace(site, guards=by_credentials(site), routes=(*routes, *site.routes))
+
+
+def remember(registry: Registry, event: Event) -> None:
+    """The listener that notes who was here, and when."""
+    report, outcome = event
+    if report.device is None:
+        return
+    registry.seen(
+        Sighting(
+            device=report.device,
+            project=report.project,
+            chip=report.chip,
+            version=report.version,
+            sketch_md5=report.sketch_md5,
+            sketch_sha256=report.sketch_sha256,
+            free_space=report.free_space,
+            sdk=report.sdk,
+            address=report.address,
+            at=int(time.time()),
+            downloaded=isinstance(outcome, Release),
+        )
+    )

@@ -393,6 +393,55 @@ class EspIdf(Client):
             raise Stop("same version")
 
 
+@dataclass(slots=True, kw_only=True)
+class Esp32Fuota(Client):
+    """PascalBod's esp32-fuota: fuota_b.c ota_update_b(), always by HTTPS; `url` has no path."""
+
+    image: bytes  # what runs
+    device: str  # its id, put into the URL as it is
+    app_ver: str
+    user: str  # "user:password", sent unasked: HTTP_AUTH_TYPE_BASIC
+    chip: str = "esp32"
+    path: bytearray = field(default_factory=lambda: bytearray(256))  # static, never cleared
+
+    URL: ClassVar[int] = 512  # REQUEST_URL_MAX_LENGTH
+
+    def update(self) -> str:
+        """An ota_status_t; after OTA_UPDATED the new image runs."""
+        own = {"Authorization": basic_credentials(self.user)}
+        asked = f"{self.url}/devices/{self.device}?app_ver={self.app_ver}"
+        try:
+            need(len(asked) <= self.URL, "OTA_PARAM_ERR")
+            name = self._planned(EspIdf(url=asked, image=b"", headers=own, tls_ca=self.tls_ca))
+            fetched = f"{self.url}/files/{name}"
+            need(len(fetched) <= self.URL, "OTA_PARAM_ERR")
+        except Stop as stop:
+            return str(stop)
+        ota = EspIdf(url=fetched, image=self.image, chip=self.chip, headers=own, compares=False)
+        ota.tls_ca = self.tls_ca
+        if ota.update() != "ESP_OK":
+            return "OTA_CONN_ERR"
+        self.image = ota.image
+        return "OTA_UPDATED"
+
+    def _planned(self, client: EspIdf) -> str:
+        """What stands in the buffer for the path, once an answer was read into it."""
+        try:
+            answer = client._perform("GET", "")
+        except Stop as stop:
+            raise Stop("OTA_CONN_ERR") from stop
+        try:
+            refused = dict.fromkeys((400, 403), "OTA_PARAM_ERR")
+            ends = refused | dict.fromkeys((204, 404), "OTA_NO_UPDATE")
+            need(answer.status == 200, ends.get(answer.status, "OTA_SYS_ERR"))
+            need(answer.length < len(self.path), "OTA_PARAM_ERR")
+            read = answer.link.take(max(0, answer.length), self.timeout)
+        finally:
+            client.close()
+        self.path[: len(read)] = read
+        return bytes(self.path).partition(b"\0")[0].decode("latin-1")
+
+
 def _dechunk(link: Link, timeout: float) -> bytes:
     """A chunked body: RFC 9112 7.1."""
     body = b""

@@ -101,8 +101,8 @@ def test_the_script_copied_alone_runs_isolated(tmp_path: Path) -> None:
     assert done.stdout == f"ota-server {ota_server.__version__}\n"
 
 
-def test_the_core_has_at_most_2240_lines_of_code() -> None:
-    assert len(code_lines(SOURCE)) <= 2240
+def test_the_core_has_at_most_2260_lines_of_code() -> None:
+    assert len(code_lines(SOURCE)) <= 2260
 
 
 def test_functions_are_short() -> None:
@@ -192,6 +192,7 @@ def test_the_readme_has_a_row_for_every_option_and_no_other() -> None:
     assert sorted(named) == sorted(long_options())
 
 
+MORE = {"sign_key", "us_username", "us_password"}  # passwords stand in the environment only
 SYSTEMD = {"notify_socket", "inherited", "watchdog", "journal"}  # settings that systemd makes
 
 
@@ -199,7 +200,7 @@ def test_every_option_is_a_setting() -> None:
     settings = {field.name for field in dataclasses.fields(ota_server.Config)}
     options = {option.removeprefix("--").replace("-", "_") for option in long_options()}
     s0 = {"firmware_dir", "url_firmware", "no_certs", "no_token"}  # become other settings
-    assert options - {"help", "version", "sign_key_file"} - s0 == settings - SYSTEMD - {"sign_key"}
+    assert options - {"help", "version", "sign_key_file"} - s0 == settings - MORE - SYSTEMD
 
 
 def test_every_route_stands_in_the_protocols() -> None:

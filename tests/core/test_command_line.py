@@ -98,8 +98,8 @@ def test_help_names_every_option_and_a_line_to_try(options: Sequence[str], tmp_p
     result = run(tmp_path, *options)
     assert (result.returncode, result.stderr) == (0, "")
     names = {each.name.replace("_", "-") for each in dataclasses.fields(Config)}
-    from_systemd = {"notify-socket", "inherited", "watchdog", "journal"}
-    for name in (names - from_systemd) | {"help", "version"}:
+    others = {"notify-socket", "inherited", "watchdog", "journal", "us-username", "us-password"}
+    for name in (names - others) | {"help", "version"}:
         assert re.search(rf"^ +(-h, )?--{name}\b", result.stdout, re.MULTILINE), name
     assert "curl -i -H 'x-ESP8266-version: 1.0.0' http://" in result.stdout
     assert "openssl req -x509" in result.stdout

@@ -1,0 +1,397 @@
+"""What the fleet remembers: devices, who is admitted, tokens, the audit.
+
+    loop    -- seen(sighting) --> queue --> one thread, a transaction a second --> DIR/fleet.db
+    threads -- admit(), put_app(), audit() ... --> one lock, a transaction each --^      |
+    anybody <-- devices(), device(), app() ... <-- connections that only read <----------+
+
+Readers never wait for a writer, and `seen()` waits for nobody. A check-in of the last second may be
+lost when the machine dies; what the other functions wrote is on the disk when they return. Times
+(UTC seconds) come from the caller. All SQL is here, in `schema.py`, which has the tables, and in
+`files.py`. It is what SQLite and PostgreSQL share, but where it says otherwise; values are
+parameters only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import astuple
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any
+
+from ota_fleet.rows import (
+    MAX_INTEGER,
+    MAX_LONG,
+    MAX_TEXT,
+    App,
+    Device,
+    Entry,
+    Sighting,
+    Token,
+    clean,
+    normal_id,
+)
+from ota_fleet.schema import WAIT, connect, pragma, prepare, save, transaction
+
+__all__ = ["App", "Device", "Entry", "Registry", "Sighting", "Token", "normal_id"]
+
+BATCH_SECONDS = 1.0  # between two batches: what a dying machine forgets
+MAX_BATCH = 5_000  # check-ins of one transaction, some 50 ms: others wait that long for the lock
+MAX_QUEUED = 20_000  # check-ins that wait for a locked or full disk, some 10 MB; older ones go
+MAX_DEVICES = 10_000
+MAX_LABELS = 32
+MAX_PAGE = 1_000  # rows of one page of a list
+MAX_IDLE = 8  # connections kept for the next readers
+READ_WAIT = 0.2  # seconds; nothing of ours makes a reader wait, another program may
+
+log = logging.getLogger("ota.registry")
+
+# What a device does not say stays as it was, unless what it says makes that untrue: a digest is of
+# a version, a version of a project. "some ESP32" does not replace the very chip, which a MAC keeps
+# for life. The last to arrive is right, whatever its time: the clocks of small servers jump.
+_SEEN = """
+INSERT INTO device (id, project, chip, version, image, free_space, sdk, address,
+                    first_seen, last_seen, downloads)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET
+    project = COALESCE(NULLIF(excluded.project, ''), device.project),
+    chip = CASE WHEN excluded.chip = '' OR excluded.chip LIKE 'some %' AND device.chip <> ''
+        THEN device.chip ELSE excluded.chip END,
+    version = CASE WHEN excluded.version = '' AND excluded.project IN ('', device.project)
+        THEN device.version ELSE excluded.version END,
+    image = CASE WHEN excluded.image = '' AND excluded.project IN ('', device.project)
+        AND excluded.version IN ('', device.version) THEN device.image ELSE excluded.image END,
+    free_space = COALESCE(excluded.free_space, device.free_space),
+    sdk = COALESCE(NULLIF(excluded.sdk, ''), device.sdk),
+    address = COALESCE(NULLIF(excluded.address, ''), device.address),
+    last_seen = excluded.last_seen,
+    downloads = device.downloads + excluded.downloads
+"""
+# Whom somebody admitted, or wrote a note on, is known to a person and stays.
+_CROWD_OUT = """
+DELETE FROM device WHERE id IN (
+    SELECT id FROM device
+    WHERE notes = '' AND labels = '[]'
+        AND NOT EXISTS (SELECT 1 FROM admission WHERE admission.device = device.id)
+    ORDER BY last_seen, id LIMIT ?)
+"""
+_DEVICES = """
+SELECT id, project, chip, version, image, free_space, sdk, address, first_seen, last_seen,
+    downloads, notes, labels, EXISTS (SELECT 1 FROM admission
+        WHERE admission.project = device.project AND admission.device = device.id)
+FROM device WHERE """
+# A tab keeps the fields apart. lower() is for ASCII in SQLite, for all letters in PostgreSQL.
+_PAGE = """id > ? AND (? = '%%' OR lower(id || '\t' || project || '\t' || chip || '\t' || version
+    || '\t' || address || '\t' || notes || '\t' || labels) LIKE lower(?) ESCAPE '!')
+ORDER BY id LIMIT ?"""
+_NOTE = "UPDATE device SET notes = COALESCE(?, notes), labels = COALESCE(?, labels) WHERE id = ?"
+_ADMIT = "INSERT INTO admission (project, device) VALUES (?, ?) ON CONFLICT DO NOTHING"
+_EXPEL = "DELETE FROM admission WHERE project = ? AND device = ?"
+_APPS = "SELECT device_id, app_ver, update_file_path FROM device_app "
+_PUT_APP = """INSERT INTO device_app (device_id, app_ver, update_file_path) VALUES (?, ?, ?)
+ON CONFLICT (device_id) DO UPDATE SET
+    app_ver = excluded.app_ver, update_file_path = excluded.update_file_path"""
+_DROP_APP = "DELETE FROM device_app WHERE device_id = ?"
+_TOKENS = "SELECT id, name, role, project, digest FROM token "
+_MINT = "INSERT INTO token (name, role, project, digest) VALUES (?, ?, ?, ?) RETURNING id"
+_HEAD = "SELECT number, digest FROM audit_head"  # PostgreSQL: FOR UPDATE where one is added
+_ENTRIES = """SELECT number, at, who, action, what, digest
+FROM audit WHERE number > ? ORDER BY number LIMIT ?"""
+
+
+class Registry:
+    """The one room with a memory. Every function may be called from any thread."""
+
+    def __init__(self, path: str | Path, *, max_devices: int = MAX_DEVICES) -> None:
+        """Opens the registry, or makes it where there is no file, and begins to write check-ins.
+
+        Of more than `max_devices`, those seen longest ago are forgotten, unless somebody admitted
+        them or wrote a note on them.
+
+        Raises:
+            RuntimeError: a sentence for the operator; the file was not changed. See prepare().
+        """
+        self._path = Path(path)
+        self._max_devices = max_devices
+        prepare(self._path)
+        self._queue: deque[Sighting] = deque(maxlen=MAX_QUEUED)
+        self._batch: list[Sighting] = []  # taken from the queue, not written yet
+        self._outage = False  # that nothing can be written just now was said
+        self._full = False  # that devices are forgotten was said
+        self._lock = threading.Lock()  # of both writing connections; SQLite has one writer anyway
+        self._often = self._connection("PRAGMA synchronous = NORMAL")  # no sync for each batch
+        self._surely = self._connection("PRAGMA synchronous = FULL")
+        self._idle: list[Connection] = []
+        self._admitted: dict[str, frozenset[str]] = {}  # replaced whole: read without a lock
+        self._seen_version = -1
+        self._closing = threading.Event()
+        self._refresh()
+        self._thread = threading.Thread(target=self._work, name="registry", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Writes what is queued and closes the file; once more does nothing."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._thread.join()
+        try:
+            self.flush()
+        except sqlite3.Error as err:
+            log.error("the last check-ins are lost: %s", err)  # noqa: TRY400 - no trace helps here
+        with self._lock:
+            self._often.close()
+            self._surely.close()
+        self._close_idle()
+
+    def backup(self, file: str | Path) -> None:
+        """A sound copy of the registry in one file, while others write. See save()."""
+        with self._reader() as connection:
+            save(connection, self._path, Path(file))
+
+    # -- Check-ins ---------------------------------------------------------------------------------
+
+    def seen(self, sighting: Sighting) -> None:
+        """Remembers a check-in, within about a second; never waits."""
+        self._queue.append(sighting)
+
+    def flush(self) -> None:
+        """Waits until all that was queued is written. sqlite3.Error: it cannot be, just now."""
+        for _ in range(2 + len(self._queue) // MAX_BATCH):  # not for what comes meanwhile
+            with self._lock:
+                self._write_batch()
+
+    def _write_batch(self) -> None:
+        while self._queue and len(self._batch) < MAX_BATCH:
+            self._batch.append(self._queue.popleft())
+        batch, self._batch = self._batch, []
+        rows = [sighting.row() for sighting in batch if sighting.device]
+        if not rows:
+            return
+        try:
+            with transaction(self._often) as connection:
+                connection.executemany(_SEEN, rows)
+                self._crowd_out(connection)
+        except sqlite3.OperationalError:
+            self._batch = batch  # locked by another program, or a full disk: again in a second
+            raise
+
+    def _crowd_out(self, connection: Connection) -> None:
+        known = connection.execute("SELECT COUNT(*) FROM device").fetchone()[0]
+        if known <= self._max_devices:
+            return
+        connection.execute(_CROWD_OUT, (known - self._max_devices,))
+        if not self._full:
+            self._full = True
+            log.warning("max-devices %d is reached: unknown ones are forgotten", self._max_devices)
+
+    def _work(self) -> None:
+        """The thread that writes; a failure is told once, until it is over."""
+        while not self._closing.wait(BATCH_SECONDS):
+            try:
+                self.flush()
+                self._refresh()
+            except Exception:
+                if not self._outage:
+                    log.exception("check-ins cannot be written; it is tried again each second")
+                self._outage = True
+            else:
+                if self._outage:
+                    log.warning("check-ins are written again")
+                self._outage = False
+
+    # -- Devices -----------------------------------------------------------------------------------
+
+    def devices(
+        self, project: str = "", search: str = "", after: str = "", limit: int = 100
+    ) -> list[Device]:
+        """A page of devices by id, from behind the id `after`; at most MAX_PAGE.
+
+        `search` stands anywhere in what is known of them, in upper or lower case; a whole MAC
+        address is found however it is written.
+        """
+        literal = re.sub("([!%_])", r"!\1", normal_id(search))
+        page = clean(after), f"%{literal}%", f"%{literal}%", max(1, min(limit, MAX_PAGE))
+        if project:
+            rows = self.rows(_DEVICES + "project = ? AND " + _PAGE, clean(project), *page)
+        else:
+            rows = self.rows(_DEVICES + _PAGE, *page)
+        return [Device.of(row) for row in rows]
+
+    def device(self, device: str) -> Device | None:
+        """What is known of an id; None: it was never seen, or forgotten."""
+        rows = self.rows(_DEVICES + "id = ?", normal_id(device))
+        return Device.of(rows[0]) if rows else None
+
+    def forget(self, device: str) -> bool:
+        """Deletes what is known of a device, but its admission; False: nothing was."""
+        return self.write("DELETE FROM device WHERE id = ?", normal_id(device)) > 0
+
+    def annotate(
+        self, device: str, *, notes: str | None = None, labels: Iterable[str] | None = None
+    ) -> bool:
+        """Sets notes or labels, which are sorted; None: they stay. False: there is no such device.
+
+        Raises:
+            ValueError: too long, too many, or an empty label.
+        """
+        if len(notes or "") > MAX_LONG:
+            raise ValueError(f"notes have at most {MAX_LONG} characters")
+        words = sorted({clean(label, MAX_LONG) for label in labels or ()})
+        if len(words) > MAX_LABELS or not all(0 < len(word) <= MAX_TEXT for word in words):
+            raise ValueError(f"labels: at most {MAX_LABELS}, of 1 to {MAX_TEXT} characters")
+        text = None if labels is None else json.dumps(words, ensure_ascii=False)
+        return self.write(_NOTE, notes and clean(notes, MAX_LONG), text, normal_id(device)) > 0
+
+    # -- Admission ---------------------------------------------------------------------------------
+
+    def admit(self, project: str, device: str) -> bool:
+        """Lets a device have a project's images, seen or not; False: it could already."""
+        return self._change_admission(_ADMIT, project, device)
+
+    def expel(self, project: str, device: str) -> bool:
+        """Takes an admission back; False: there was none."""
+        return self._change_admission(_EXPEL, project, device)
+
+    def admitted(self, project: str) -> frozenset[str]:
+        """The ids admitted to a project, from memory; of another process within a second."""
+        return self._admitted.get(project, frozenset())
+
+    def _change_admission(self, statement: str, project: str, device: str) -> bool:
+        changed = self.write(statement, clean(project), normal_id(device)) > 0
+        self._refresh()
+        return changed
+
+    def _refresh(self) -> None:
+        """Reads the admissions again if anybody else than the batches wrote."""
+        with self._lock:
+            version = pragma(self._often, "PRAGMA data_version")  # PostgreSQL: LISTEN
+            if version == self._seen_version:
+                return
+            found: dict[str, set[str]] = {}
+            for project, device in self._often.execute("SELECT project, device FROM admission"):
+                found.setdefault(project, set()).add(device)
+            self._admitted = {project: frozenset(ids) for project, ids in found.items()}
+            self._seen_version = version
+
+    # -- The two-step protocol's table -------------------------------------------------------------
+
+    def apps(self) -> list[App]:
+        """All of its lines, by device id."""
+        return [App(*row) for row in self.rows(_APPS + "ORDER BY device_id")]
+
+    def app(self, device: str) -> App | None:
+        """The line of a device; None: there is none."""
+        rows = self.rows(_APPS + "WHERE device_id = ?", clean(device, MAX_LONG))
+        return App(*rows[0]) if rows else None
+
+    def put_app(self, app: App) -> None:
+        """Writes a line, in the place of the one with its id."""
+        self.write(_PUT_APP, *(clean(text, MAX_LONG) for text in astuple(app)))
+
+    def delete_app(self, device: str) -> bool:
+        """Deletes a line; False: there was none."""
+        return self.write(_DROP_APP, clean(device, MAX_LONG)) > 0
+
+    # -- Tokens ------------------------------------------------------------------------------------
+
+    def add_token(self, name: str, role: str, project: str, digest: str) -> int:
+        """Remembers a token by its digest; gives back its id, which is never used again.
+
+        Raises:
+            ValueError: there is one with this digest.
+        """
+        values = [clean(text) for text in (name, role, project, digest)]
+        try:
+            with self._lock, transaction(self._surely) as connection:
+                return int(connection.execute(_MINT, values).fetchall()[0][0])
+        except sqlite3.IntegrityError as err:
+            raise ValueError("this token is known already") from err
+
+    def token_by_digest(self, digest: str) -> Token | None:
+        """The token with this digest; None: unknown or revoked."""
+        rows = self.rows(_TOKENS + "WHERE digest = ?", clean(digest))
+        return Token(*rows[0]) if rows else None
+
+    def tokens(self) -> list[Token]:
+        """All tokens, the oldest first."""
+        return [Token(*row) for row in self.rows(_TOKENS + "ORDER BY id")]
+
+    def revoke_token(self, token: int) -> bool:
+        """Forgets a token by its id, so that it opens nothing; False: there is none."""
+        return self.write("DELETE FROM token WHERE id = ?", min(token, MAX_INTEGER)) > 0
+
+    # -- Audit -------------------------------------------------------------------------------------
+
+    def audit(self, who: str, action: str, what: str, at: int) -> None:
+        """Adds an entry; nothing here changes or removes one."""
+        texts = clean(who), clean(action), clean(what, MAX_LONG)
+        with self._lock, transaction(self._surely) as connection:
+            last, previous = connection.execute(_HEAD).fetchone()
+            entry = Entry(last + 1, at, *texts)
+            row = (*astuple(entry)[:-1], entry.follows(previous))
+            connection.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?)", row)
+            connection.execute("UPDATE audit_head SET number = ?, digest = ?", (row[0], row[-1]))
+        log.info("audit %d %s %r %r %r", row[0], row[-1], *(text[:64] for text in texts))
+
+    def audit_log(self, after: int = 0, limit: int = 100) -> list[Entry]:
+        """A page of entries, the oldest first, from behind the number `after`; at most MAX_PAGE."""
+        rows = self.rows(_ENTRIES, min(after, MAX_INTEGER), max(1, min(limit, MAX_PAGE)))
+        return [Entry(*row) for row in rows]
+
+    def verify_audit(self) -> bool:
+        """True: no entry was changed, moved or taken out, the last ones included."""
+        # PostgreSQL: BEGIN ISOLATION LEVEL REPEATABLE READ; it is one moment that is looked at.
+        with self._reader() as connection, transaction(connection, "BEGIN"):
+            number, digest = 0, ""
+            for row in connection.execute(_ENTRIES, (-MAX_INTEGER, MAX_INTEGER)):
+                entry = Entry(*row)
+                number, digest = number + 1, entry.follows(digest)
+                if (entry.number, entry.digest) != (number, digest):
+                    return False
+            return connection.execute(_HEAD).fetchall() == [(number, digest)]
+
+    # -- Connections -------------------------------------------------------------------------------
+
+    def _connection(self, setting: str, wait: float = WAIT) -> Connection:
+        connection = connect(self._path, wait)
+        connection.execute(setting)
+        return connection
+
+    def write(self, statement: str, *values: str | int | None) -> int:
+        """One statement that is on the disk when this returns; gives back how many rows changed."""
+        with self._lock, transaction(self._surely) as connection:
+            return connection.execute(statement, values).rowcount
+
+    def rows(self, statement: str, *values: str | int) -> list[Any]:
+        """What a statement finds; it cannot write."""
+        with self._reader() as connection:
+            return connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _reader(self) -> Iterator[Connection]:
+        """A connection that is this thread's until it gives it back: threads come and go."""
+        if self._closing.is_set():
+            raise RuntimeError("the registry is closed")
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connection("PRAGMA query_only = 1", wait=READ_WAIT)
+        try:
+            yield connection
+        finally:
+            self._idle.append(connection)
+            if self._closing.is_set() or len(self._idle) > MAX_IDLE:
+                self._close_idle()
+
+    def _close_idle(self) -> None:
+        with suppress(IndexError):  # the last may be taken meanwhile
+            while self._idle:
+                self._idle.pop().close()

@@ -1,0 +1,126 @@
+"""The rows of the registry, and what makes any text fit to stand in one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, NamedTuple, Self
+
+from ota_server import Version
+
+MAX_TEXT = 255  # characters of what a device says of itself; of names too
+MAX_LONG = 4_096  # characters of notes, of an entry of the audit, of what the two-step table holds
+MAX_INTEGER = (1 << 63) - 1  # BIGINT
+
+
+class Sighting(NamedTuple):
+    """One check-in. None or "": the device did not say."""
+
+    device: str  # MAC or any other id; "": there is nobody to remember
+    project: str
+    chip: str | None
+    version: Version | str | None
+    sketch_md5: str | None
+    sketch_sha256: str | None
+    free_space: int | None  # bytes
+    sdk: str | None
+    address: str
+    at: int  # UTC seconds
+    downloaded: bool  # it was given an image
+
+    def row(self) -> tuple[str | int | None, ...]:
+        """As device has it; whatever a device says, the database takes it."""
+        said = self.chip, self.version, self.sketch_sha256 or self.sketch_md5
+        space = None if self.free_space is None else min(self.free_space, MAX_INTEGER)
+        texts = normal_id(self.device), clean(self.project), *(clean(each or "") for each in said)
+        rest = clean(self.sdk or ""), clean(self.address), self.at, self.at, int(self.downloaded)
+        return *texts, space, *rest
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What is known of a device. "": it never said."""
+
+    id: str  # a MAC in upper case with colons, or what the protocol gives
+    project: str
+    chip: str
+    version: str
+    image: str  # digest of what runs: SHA-256 if it knows that, or MD5
+    free_space: int | None  # bytes
+    sdk: str
+    address: str
+    first_seen: int  # UTC seconds
+    last_seen: int
+    downloads: int
+    notes: str
+    labels: tuple[str, ...]
+    admitted: bool  # to its project
+
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> Self:
+        """Reads a row, in which the labels are JSON."""
+        values: list[Any] = [*row[:-2], tuple(json.loads(row[-2])), bool(row[-1])]
+        return cls(*values)
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A line of the two-step protocol's table."""
+
+    device_id: str  # as it was given: no MAC is rewritten
+    app_ver: str  # the version to update from
+    update_file_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What is known of a token, which is not the token."""
+
+    id: int
+    name: str
+    role: str
+    project: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the audit."""
+
+    number: int  # 1, 2, 3... without a gap
+    at: int  # UTC seconds
+    who: str
+    action: str
+    what: str
+    digest: str = ""  # see follows()
+
+    def follows(self, previous: str) -> str:
+        """The digest that this entry has behind one with the digest `previous`, first behind "".
+
+        It is the SHA-256, in lower-case hex, of that and of the JSON of the other fields: an entry
+        that was changed, moved or taken out breaks the chain. Whoever writes the file can make
+        a whole new chain, but the log has the digests too.
+        """
+        row = [self.number, self.at, self.who, self.action, self.what]
+        text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+        return sha256(f"{previous}{text}".encode()).hexdigest()
+
+
+_MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:.-]?){5}[0-9A-Fa-f]{2}")
+
+
+def clean(text: object, most: int = MAX_TEXT) -> str:
+    """Text that any database takes: cut, without NUL and halves of surrogate pairs."""
+    return str(text)[:most].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def normal_id(text: str) -> str:
+    """A MAC address in upper case with colons, however it was written; anything else as it is."""
+    text = clean(text.strip())
+    if not _MAC.fullmatch(text):
+        return text
+    digits = re.sub("[:.-]", "", text).upper()
+    return ":".join(digits[i : i + 2] for i in range(0, 12, 2))

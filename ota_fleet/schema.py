@@ -1,0 +1,290 @@
+"""What the registry's file holds: its tables, and the file itself. Rows are in `rows.py`.
+
+    prepare(path) -> makes the file, or examines it and brings it up to date
+    connect(path) -> a connection, which never makes a file
+    save(connection, path, file) -> a sound copy
+
+What is refused stays as it is, byte for byte: somebody may want to rescue what is in it. An empty
+registry never takes the place of a damaged one. A new step of the tables is one more script at the
+end of SCRIPTS; one that was released never changes. Types are those that SQLite and PostgreSQL
+share; what is SQLite's alone says so.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any
+
+WAIT = 5.0  # seconds that a writer waits for another program
+
+# -- 1. Tables -------------------------------------------------------------------------------------
+
+# application_id ("OTAF") and user_version stand in the head of SQLite's files; with PostgreSQL
+# they need a table of their own. Each script is one transaction: it happens, or it does not.
+SCRIPTS = (
+    """
+BEGIN IMMEDIATE; -- PostgreSQL: BEGIN
+CREATE TABLE device (
+    id         TEXT   NOT NULL PRIMARY KEY, -- a MAC as normal_id() writes it, or what was given
+    project    TEXT   NOT NULL,             -- "" here and below: it never said
+    chip       TEXT   NOT NULL,
+    version    TEXT   NOT NULL,
+    image      TEXT   NOT NULL,             -- digest of what runs: SHA-256 if it knows it, or MD5
+    free_space BIGINT,                      -- bytes
+    sdk        TEXT   NOT NULL,
+    address    TEXT   NOT NULL,
+    first_seen BIGINT NOT NULL,             -- UTC seconds, as all times
+    last_seen  BIGINT NOT NULL,
+    downloads  BIGINT NOT NULL,
+    notes      TEXT   NOT NULL DEFAULT '',
+    labels     TEXT   NOT NULL DEFAULT '[]' -- a JSON list of words
+);
+CREATE INDEX device_by_project ON device (project, id);
+CREATE INDEX device_by_age ON device (last_seen, id);
+CREATE TABLE admission (
+    project TEXT NOT NULL,
+    device  TEXT NOT NULL,                  -- need not have been seen
+    PRIMARY KEY (project, device)
+);
+CREATE INDEX admission_by_device ON admission (device);
+PRAGMA application_id = 1330921798;
+PRAGMA user_version = 1;
+COMMIT;
+""",
+    """
+BEGIN IMMEDIATE;
+CREATE TABLE device_app (                   -- the two-step protocol's own table, by its own names
+    device_id        TEXT NOT NULL PRIMARY KEY,
+    app_ver          TEXT NOT NULL,         -- the version to update from
+    update_file_path TEXT NOT NULL
+);
+PRAGMA user_version = 2;
+COMMIT;
+""",
+    """
+BEGIN IMMEDIATE;
+CREATE TABLE token (
+    -- No id is used twice, as the audit names it. PostgreSQL: BIGINT GENERATED ALWAYS AS IDENTITY.
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    name    TEXT NOT NULL,
+    role    TEXT NOT NULL,
+    project TEXT NOT NULL,
+    digest  TEXT NOT NULL UNIQUE            -- of the token, which is nowhere
+);
+PRAGMA user_version = 3;
+COMMIT;
+""",
+    """
+BEGIN IMMEDIATE;
+CREATE TABLE audit (
+    number BIGINT NOT NULL PRIMARY KEY,     -- 1, 2, 3... without a gap
+    at     BIGINT NOT NULL,
+    who    TEXT   NOT NULL,
+    action TEXT   NOT NULL,
+    what   TEXT   NOT NULL,
+    digest TEXT   NOT NULL
+);
+CREATE TABLE audit_head (                   -- of the last entry, so that its removal is found
+    number BIGINT NOT NULL,
+    digest TEXT   NOT NULL
+);
+INSERT INTO audit_head VALUES (0, '');
+PRAGMA user_version = 4;
+COMMIT;
+""",
+    """
+BEGIN IMMEDIATE;
+CREATE TABLE stored_file (                  -- what was uploaded under a path of its own
+    path   TEXT   NOT NULL PRIMARY KEY,
+    sha256 TEXT   NOT NULL,                 -- also what the file is called on disk
+    md5    TEXT   NOT NULL,
+    size   BIGINT NOT NULL                  -- bytes
+);
+CREATE INDEX stored_file_by_content ON stored_file (sha256);
+PRAGMA user_version = 5;
+COMMIT;
+""",
+)
+APPLICATION = 1330921798
+_BESIDE = ("-wal", "-shm", "-journal")  # what SQLite puts beside a file
+
+# -- 2. The file -----------------------------------------------------------------------------------
+
+
+def connect(path: Path, wait: float = WAIT, mode: str = "rw") -> Connection:
+    """A connection to a file that exists; any thread may use it, one at a time.
+
+    Transactions are begun and ended by statements only (isolation_level None).
+    """
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(
+        uri, timeout=wait, isolation_level=None, check_same_thread=False, uri=True
+    )
+
+
+def pragma(connection: Connection, statement: str) -> Any:
+    """The single value that a PRAGMA answers; they are SQLite's alone."""
+    return connection.execute(statement).fetchone()[0]
+
+
+@contextmanager
+def transaction(connection: Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[Connection]:
+    """All of it, or nothing. IMMEDIATE is SQLite's: who reads first and writes then may fail."""
+    connection.execute(begin)
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
+
+
+def prepare(path: Path) -> None:
+    """Makes the file where there is none, or brings it up to date; only its owner can read it.
+
+    Raises:
+        RuntimeError: a sentence for the operator; nothing was changed.
+    """
+    try:
+        if not os.path.lexists(path):
+            _make(path)
+        _examine(path)
+        with closing(connect(path)) as connection:
+            _migrate(connection, path)
+        path.chmod(0o600)  # one that was copied back has what umask gave it
+    except sqlite3.OperationalError as err:
+        raise RuntimeError(f"the registry {path} cannot be opened: {err}") from err
+    except (sqlite3.DatabaseError, UnicodeError) as err:
+        raise _damaged(path, str(err)) from err
+    except OSError as err:
+        raise RuntimeError(f"the registry {path} cannot be opened: {err.strerror}") from err
+
+
+def _damaged(path: Path, why: str) -> RuntimeError:
+    cure = "put a backup in its place, or move it away to begin with an empty one"
+    return RuntimeError(f"the registry {path} is damaged ({why}): {cure}")
+
+
+def _make(path: Path) -> None:
+    """A new registry gets its name once it is whole, so that a kill leaves no half one."""
+    for end in _BESIDE:
+        if os.path.lexists(f"{path}{end}"):
+            raise _damaged(path, f"it is gone, but its {path.name}{end} is there")
+    new = _fresh(path, ".new")
+    with closing(connect(new)) as connection:
+        _run(connection, SCRIPTS)
+        _log_ahead(connection, path)
+    _publish(new, path)
+
+
+def _examine(path: Path) -> None:
+    """Refuses what is no registry, a damaged one, one of a newer release; changes nothing."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise RuntimeError(f"the registry {path} is no file")
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head != b"SQLite format 3\0":  # an empty file too: SQLite would take it for a new database
+        raise _damaged(path, "it is no SQLite file" if head else "it is empty")
+    with closing(connect(path, mode="ro")) as connection:
+        if pragma(connection, "PRAGMA application_id") != APPLICATION:
+            raise RuntimeError(f"{path} is the database of another program, or damaged")
+        version = pragma(connection, "PRAGMA user_version")
+        if version > len(SCRIPTS):
+            raise RuntimeError(
+                f"the registry {path} was written by a newer ota-server (version {version} of its "
+                f"tables, this one knows {len(SCRIPTS)}): update this one, or restore a backup"
+            )
+        found = pragma(connection, "PRAGMA integrity_check(1)")
+        if found != "ok" or version < 1:
+            raise _damaged(path, " ".join(found.split()) if version > 0 else f"version {version}")
+
+
+def _migrate(connection: Connection, path: Path) -> None:
+    """Runs the scripts that the file has not seen yet."""
+    version = pragma(connection, "PRAGMA user_version")
+    try:
+        _run(connection, SCRIPTS[version:])
+    except sqlite3.Error as err:
+        connection.rollback()
+        raise _damaged(path, f"its tables are not those of version {version}: {err}") from err
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as model:
+        _run(model, SCRIPTS)
+        missing = _columns(model) - _columns(connection)
+    if missing:
+        raise _damaged(path, f"{' '.join(max(missing)).strip()} is missing")
+    _log_ahead(connection, path)
+
+
+def _run(connection: Connection, scripts: tuple[str, ...]) -> None:
+    for script in scripts:
+        connection.executescript(script)
+
+
+def _columns(connection: Connection) -> set[tuple[str, str]]:
+    """Tables with their columns, and indexes. SQLite's; PostgreSQL: information_schema."""
+    statement = """SELECT entry.name, COALESCE(info.name, '') FROM sqlite_master AS entry
+        LEFT JOIN pragma_table_xinfo(entry.name) AS info"""
+    return set(connection.execute(statement))
+
+
+def _log_ahead(connection: Connection, path: Path) -> None:
+    """Writes go to a log first, so that nobody who reads waits for them: sqlite.org/wal.html."""
+    if pragma(connection, "PRAGMA journal_mode = WAL") != "wal":
+        raise RuntimeError(f"the registry {path} needs a disk of this machine, no network's")
+
+
+def _fresh(path: Path, end: str) -> Path:
+    """An empty file beside `path` that only its owner can read."""
+    new = path.with_name(path.name + end)
+    _sweep(new)  # of one that was killed
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    return new
+
+
+def _sweep(path: Path) -> None:
+    for end in ("", *_BESIDE):
+        Path(f"{path}{end}").unlink(missing_ok=True)
+
+
+def _publish(new: Path, path: Path) -> None:
+    """Gives a whole file its name, which it has after a power cut too."""
+    _sync(new)
+    new.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(connection: Connection, path: Path, file: Path) -> None:
+    """Copies the registry at `path` as it is at one moment, while others write.
+
+    `file` is replaced only by a copy that is whole and sound; only its owner can read it.
+
+    Raises:
+        RuntimeError: `file` is the registry itself.
+        RuntimeError, sqlite3.Error, OSError: the copy is not sound, or cannot be written.
+    """
+    if file.exists() and file.samefile(path):
+        raise RuntimeError(f"{file} is the registry itself: give the backup another name")
+    part = _fresh(file, ".part")
+    try:
+        with closing(connect(part)) as copy:
+            connection.backup(copy)  # all pages in one step: one moment, and no writer waits
+            found = pragma(copy, "PRAGMA integrity_check(1)")
+        if found != "ok":
+            raise _damaged(path, found)
+        _publish(part, file)
+    finally:
+        _sweep(part)
