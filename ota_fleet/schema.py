@@ -1,13 +1,8 @@
 """What the registry's file holds: its tables, and the file itself. Rows are in `rows.py`.
 
-    prepare(path) -> makes the file, or examines it and brings it up to date
-    connect(path) -> a connection, which never makes a file
-    save(connection, path, file) -> a sound copy
-
 What is refused stays as it is, byte for byte: somebody may want to rescue what is in it. An empty
-registry never takes the place of a damaged one. A new step of the tables is one more script at the
-end of SCRIPTS; one that was released never changes. Types are those that SQLite and PostgreSQL
-share; what is SQLite's alone says so.
+registry never takes the place of a damaged one. A new step of the tables is one more script behind
+SCRIPTS; one that was released never changes. What is not PostgreSQL's as well as SQLite's says so.
 """
 
 from __future__ import annotations
@@ -15,11 +10,15 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
 
 WAIT = 5.0  # seconds that a writer waits for another program
 
@@ -118,10 +117,7 @@ _BESIDE = ("-wal", "-shm", "-journal")  # what SQLite puts beside a file
 
 
 def connect(path: Path, wait: float = WAIT, mode: str = "rw") -> Connection:
-    """A connection to a file that exists; any thread may use it, one at a time.
-
-    Transactions are begun and ended by statements only (isolation_level None).
-    """
+    """A connection to a file that exists, for any thread, but one at a time; see transaction()."""
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     return sqlite3.connect(
         uri, timeout=wait, isolation_level=None, check_same_thread=False, uri=True
@@ -152,12 +148,13 @@ def prepare(path: Path) -> None:
         RuntimeError: a sentence for the operator; nothing was changed.
     """
     try:
-        if not os.path.lexists(path):
-            _make(path)
-        _examine(path)
-        with closing(connect(path)) as connection:
-            _migrate(connection, path)
-        path.chmod(0o600)  # one that was copied back has what umask gave it
+        with _held(path.parent):  # who starts at the same time waits for what this one makes
+            if not os.path.lexists(path):
+                _make(path)
+            _examine(path)
+            with closing(connect(path)) as connection:
+                _migrate(connection, path)
+            path.chmod(0o600)  # one that was copied back has what umask gave it
     except sqlite3.OperationalError as err:
         raise RuntimeError(f"the registry {path} cannot be opened: {err}") from err
     except (sqlite3.DatabaseError, UnicodeError) as err:
@@ -180,7 +177,7 @@ def _make(path: Path) -> None:
     with closing(connect(new)) as connection:
         _run(connection, SCRIPTS)
         _log_ahead(connection, path)
-    _publish(new, path)
+    new.replace(path)
 
 
 def _examine(path: Path) -> None:
@@ -212,6 +209,8 @@ def _migrate(connection: Connection, path: Path) -> None:
         _run(connection, SCRIPTS[version:])
     except sqlite3.Error as err:
         connection.rollback()
+        if err.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # locked, or a full disk
+            raise
         raise _damaged(path, f"its tables are not those of version {version}: {err}") from err
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as model:
         _run(model, SCRIPTS)
@@ -234,7 +233,6 @@ def _columns(connection: Connection) -> set[tuple[str, str]]:
 
 
 def _log_ahead(connection: Connection, path: Path) -> None:
-    """Writes go to a log first, so that nobody who reads waits for them: sqlite.org/wal.html."""
     if pragma(connection, "PRAGMA journal_mode = WAL") != "wal":
         raise RuntimeError(f"the registry {path} needs a disk of this machine, no network's")
 
@@ -252,17 +250,19 @@ def _sweep(path: Path) -> None:
         Path(f"{path}{end}").unlink(missing_ok=True)
 
 
-def _publish(new: Path, path: Path) -> None:
-    """Gives a whole file its name, which it has after a power cut too."""
-    _sync(new)
-    new.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """One process at a time; the names it gives in the folder outlive a power cut."""
+    if sys.platform == "win32":  # has neither
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):  # a share of the network may have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # until it is closed
+        yield
+        with suppress(OSError):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -278,13 +278,14 @@ def save(connection: Connection, path: Path, file: Path) -> None:
     """
     if file.exists() and file.samefile(path):
         raise RuntimeError(f"{file} is the registry itself: give the backup another name")
-    part = _fresh(file, ".part")
-    try:
-        with closing(connect(part)) as copy:
-            connection.backup(copy)  # all pages in one step: one moment, and no writer waits
-            found = pragma(copy, "PRAGMA integrity_check(1)")
-        if found != "ok":
-            raise _damaged(path, found)
-        _publish(part, file)
-    finally:
-        _sweep(part)
+    with _held(file.parent):
+        part = _fresh(file, ".part")
+        try:
+            with closing(connect(part)) as copy:
+                connection.backup(copy)  # all pages in one step: one moment, and no writer waits
+                found = pragma(copy, "PRAGMA integrity_check(1)")
+            if found != "ok":
+                raise _damaged(path, found)
+            part.replace(file)
+        finally:
+            _sweep(part)

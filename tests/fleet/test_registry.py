@@ -885,6 +885,40 @@ def test_half_made_registry_of_a_kill_is_swept(path: Path) -> None:
     assert os.listdir(path.parent) == ["fleet.db"]
 
 
+BEGIN = """
+import sys
+from ota_fleet.registry import Registry
+sys.stdin.readline()
+registry = Registry(sys.argv[1])
+registry.admit("p", sys.argv[2])
+registry.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no flock")
+@pytest.mark.parametrize("version", [0, 1], ids=["make", "migrate"])
+def test_processes_that_start_at_once_have_one_registry(version: int, path: Path) -> None:
+    if version:
+        older(path, version)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", BEGIN, str(path), str(number)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for number in range(6)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    assert [process.communicate(timeout=60)[1] for process in processes] == [b""] * 6
+    with opened(path) as registry:
+        assert registry.admitted("p") >= set(map(str, range(6)))
+    assert os.listdir(path.parent) == ["fleet.db"]
+
+
 # What each script made room for, as its release wrote it.
 FIRST = Entry(1, NOW, "ada", "upload", "x")
 ROWS: dict[int, list[tuple[str, tuple[object, ...]]]] = {
@@ -953,6 +987,18 @@ def test_script_that_fails_leaves_the_registry_as_it_was(
     assert path.read_bytes() == before
     with opened(path) as registry:
         assert registry.verify_audit()
+
+
+def test_migration_that_cannot_be_written_is_no_damage(path: Path) -> None:
+    older(path, 2)
+    with by_hand(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        before = path.read_bytes()
+        with pytest.raises(RuntimeError, match="cannot be opened: database is locked"):
+            Registry(path)
+        assert path.read_bytes() == before
+    with opened(path) as registry:
+        assert len(registry.apps()) == 1
 
 
 def truncated(path: Path) -> None:
