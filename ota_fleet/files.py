@@ -1,4 +1,4 @@
-"""Files that were uploaded: bytes under their own SHA-256, and the table of the paths they have.
+"""Files that were uploaded: bytes under their own SHA-256.
 
     put(path, body) -> DIR/files/<sha256> -> a row: path, digests, size
     open(path) -> is there such a row? -> DIR/files/<sha256>
@@ -19,20 +19,15 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass
 from io import FileIO
 from typing import BinaryIO
 
 from ota_fleet.registry import Registry
+from ota_fleet.rows import StoredFile
 from ota_server import Refused, printable
 
 PIECE = 1 << 20  # bytes that are hashed or copied at once
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-_FILES = "SELECT path, sha256, md5, size FROM stored_file WHERE "
-_PUT = """INSERT INTO stored_file (path, sha256, md5, size) VALUES (?, ?, ?, ?)
-ON CONFLICT (path) DO UPDATE SET
-    sha256 = excluded.sha256, md5 = excluded.md5, size = excluded.size"""
 
 _OURS = re.compile(r"[0-9a-f]{64}(?:\.part)?")  # names that are given here
 
@@ -51,44 +46,6 @@ def room() -> Iterator[None]:
         raise Refused(507, "there is no room left on the disk: make some, send it again") from err
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """Bytes that were uploaded under a path; digests are lower-case hex."""
-
-    path: str
-    sha256: str
-    md5: str
-    size: int  # bytes
-
-
-class Table:
-    """The rows in the registry; one thread at a time writes."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-
-    def get(self, path: str) -> StoredFile | None:
-        """What is stored under a path; None: nothing."""
-        rows = self._registry.rows(_FILES + "path = ?", path)
-        return StoredFile(*rows[0]) if rows else None
-
-    def put(self, file: StoredFile) -> str:
-        """Writes a row in the place of the one with its path.
-
-        Gives back the digest of bytes that are under no path any more; "": there are none.
-        """
-        before = self.get(file.path)
-        self._registry.write(_PUT, *astuple(file))
-        if before is None or self._registry.rows(_FILES + "sha256 = ? LIMIT 1", before.sha256):
-            return ""
-        return before.sha256
-
-    def digests(self) -> frozenset[str]:
-        """The SHA-256 of all that is stored."""
-        rows = self._registry.rows("SELECT DISTINCT sha256 FROM stored_file")
-        return frozenset(digest for (digest,) in rows)
-
-
 class Store:
     """Files in a folder, each called by its SHA-256; registry says which are needed and as what.
 
@@ -98,10 +55,10 @@ class Store:
     def __init__(self, folder: str, registry: Registry) -> None:
         """Makes the folder, and removes what a crash left in it. OSError: it is not to be used."""
         self._folder = folder
-        self._table = Table(registry)
+        self._registry = registry
         self._changing = threading.Lock()
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        self._sweep(self._table.digests())
+        self._sweep(registry.file_digests())
 
     def put(self, path: str, body: BinaryIO) -> StoredFile:
         """Keeps the bytes under this path, on the disk when it comes back. OSError: it cannot."""
@@ -114,7 +71,7 @@ class Store:
         stored = StoredFile(path, sha256.hexdigest(), md5.hexdigest(), size)
         with self._changing:
             self._keep(body, stored)
-            unused = self._table.put(stored)
+            unused = self._registry.put_file(stored)
             if unused:
                 with suppress(FileNotFoundError):
                     os.unlink(self._path(unused))
@@ -128,7 +85,7 @@ class Store:
             return self._open(path)
 
     def _open(self, path: str) -> tuple[StoredFile, FileIO] | None:
-        stored = self._table.get(path)
+        stored = self._registry.file(path)
         if stored is None:
             return None
         real = self._path(stored.sha256)

@@ -34,13 +34,14 @@ from ota_fleet.rows import (
     Device,
     Entry,
     Sighting,
+    StoredFile,
     Token,
     clean,
     normal_id,
 )
 from ota_fleet.schema import WAIT, connect, pragma, prepare, save, transaction
 
-__all__ = ["App", "Device", "Entry", "Registry", "Sighting", "Token", "normal_id"]
+__all__ = ["App", "Device", "Entry", "Registry", "Sighting", "StoredFile", "Token", "normal_id"]
 
 BATCH_SECONDS = 1.0  # between two batches: what a dying machine forgets
 MAX_BATCH = 5_000  # check-ins of one transaction, some 50 ms: others wait that long for the lock
@@ -99,6 +100,10 @@ _PUT_APP = """INSERT INTO device_app (device_id, app_ver, update_file_path) VALU
 ON CONFLICT (device_id) DO UPDATE SET
     app_ver = excluded.app_ver, update_file_path = excluded.update_file_path"""
 _DROP_APP = "DELETE FROM device_app WHERE device_id = ?"
+_FILES = "SELECT path, sha256, md5, size FROM stored_file WHERE "
+_PUT = """INSERT INTO stored_file (path, sha256, md5, size) VALUES (?, ?, ?, ?)
+ON CONFLICT (path) DO UPDATE SET
+    sha256 = excluded.sha256, md5 = excluded.md5, size = excluded.size"""
 _TOKENS = "SELECT id, name, role, project, digest FROM token "
 _MINT = "INSERT INTO token (name, role, project, digest) VALUES (?, ?, ?, ?) RETURNING id"
 _HEAD = "SELECT number, digest FROM audit_head"  # PostgreSQL: FOR UPDATE where one is added
@@ -364,6 +369,27 @@ class Registry:
         connection = connect(self._path, wait)
         connection.execute(setting)
         return connection
+
+    def file(self, path: str) -> StoredFile | None:
+        """What is stored under a path of the two-step protocol; None: nothing."""
+        rows = self.rows(_FILES + "path = ?", path)
+        return StoredFile(*rows[0]) if rows else None
+
+    def put_file(self, file: StoredFile) -> str:
+        """Writes a row in the place of the one with its path; one thread at a time.
+
+        Gives back the digest of bytes that are under no path any more; "": there are none.
+        """
+        before = self.file(file.path)
+        self.write(_PUT, *astuple(file))
+        if before is None or self.rows(_FILES + "sha256 = ? LIMIT 1", before.sha256):
+            return ""
+        return before.sha256
+
+    def file_digests(self) -> frozenset[str]:
+        """The SHA-256 of all that is stored."""
+        rows = self.rows("SELECT DISTINCT sha256 FROM stored_file")
+        return frozenset(digest for (digest,) in rows)
 
     def write(self, statement: str, *values: str | int | None) -> int:
         """One statement that is on the disk when this returns; gives back how many rows changed."""

@@ -124,3 +124,13 @@ def normal_id(text: str) -> str:
         return text
     digits = re.sub("[:.-]", "", text).upper()
     return ":".join(digits[i : i + 2] for i in range(0, 12, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """Bytes that were uploaded under a path; digests are lower-case hex."""
+
+    path: str
+    sha256: str
+    md5: str
+    size: int  # bytes

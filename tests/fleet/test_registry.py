@@ -31,8 +31,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ota_fleet import registry as registry_module
 from ota_fleet import schema
-from ota_fleet.files import StoredFile, Table
-from ota_fleet.registry import App, Device, Entry, Registry, Sighting, Token, normal_id
+from ota_fleet.registry import (
+    App,
+    Device,
+    Entry,
+    Registry,
+    Sighting,
+    StoredFile,
+    Token,
+    normal_id,
+)
 from ota_fleet.rows import clean
 from ota_fleet.schema import SCRIPTS
 from ota_server import ESP32_FAMILY, Version
@@ -960,7 +968,7 @@ def test_registry_of_every_earlier_release_is_brought_up_to_date(version: int, p
             assert [app.device_id for app in registry.apps()] == ["Pump"][: version >= 2]
             assert [token.id for token in registry.tokens()] == [7][: version >= 3]
             assert len(registry.audit_log()) == (version >= 4)
-            assert len(Table(registry).digests()) == (version >= 5)
+            assert len(registry.file_digests()) == (version >= 5)
             assert registry.verify_audit()
     with by_hand(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(SCRIPTS),)
@@ -1087,7 +1095,7 @@ def test_damaged_registry_is_refused_and_left_as_it_is(name: str, path: Path) ->
 def test_every_truncation_is_refused(path: Path) -> None:
     five_entries(path)
     with opened(path) as registry:  # the last page ends with something, too
-        Table(registry).put(StoredFile("a.bin", SHA256, MD5, 7))
+        registry.put_file(StoredFile("a.bin", SHA256, MD5, 7))
     whole = path.read_bytes()
     for size in range(0, len(whole) - 1, 1777):
         path.write_bytes(whole[:size])

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ota_server
-from ota_fleet.files import Store, Table
+from ota_fleet.files import Store
 from ota_fleet.registry import Registry
 from ota_server import Image, Refused, Reply, Site, answer, parse_head, refusal, unnamed_file
 from tests.clients import Esp32Fuota
@@ -718,4 +718,4 @@ def test_many_may_upload_and_fetch_at_once(site: Site) -> None:
         assert set(statuses) == {200}
         assert all(fetched)
     with registry_of(site) as registry:
-        assert set(stored(site)) == Table(registry).digests()
+        assert set(stored(site)) == registry.file_digests()
