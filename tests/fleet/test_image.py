@@ -741,13 +741,16 @@ def test_text_without_a_marker_is_never_a_version(scratch: Path, noise: bytes, t
     "marker", [b"update?dev=lamp&ver=v1.0.2\0", b"update?dev=lamp&ver=\0v1.0.2\0"]
 )
 @pytest.mark.parametrize("wrap", [sketch, arduino32], ids=["esp8266", "esp32"])
-def test_16_mb_take_less_than_a_second(scratch: Path, wrap: Any, marker: bytes) -> None:
+def test_16_mb_take_hardly_longer_than_their_check(scratch: Path, wrap: Any, marker: bytes) -> None:
     noise = os.urandom(1 << 20).replace(b"\0v", b"\0w")
     scratch.write_bytes(wrap(noise * 15 + marker))
     with FileIO(scratch) as file:
         start = time.process_time()  # the machine may be busy
+        inspect(file)
+        checked = time.process_time()
+        file.seek(0)
         about = describe(file)
-        assert time.process_time() - start < 1
+        assert time.process_time() - checked < 20 * (checked - start)
     assert (about.project, about.version, about.whole) == ("lamp", version("1.0.2"), "")
 
 
