@@ -1798,8 +1798,9 @@ def _by_proxy(config: Config, release: Release, reply: Reply) -> Reply:
     return Reply(reply.status, (*kept, ("Content-Length", "0"), where))
 
 
-def link(site: Site, request: Request, folder: str, release: Release) -> str:
-    """The release's absolute URL, below a folder, with what lets the same client in."""
+def link(site: Site, request: Request, release: Release) -> str:
+    """The release's absolute URL, below what this path begins with, and what lets the client in."""
+    folder = request.path.rpartition("/")[0].removesuffix(f"/{release.project}")
     path = quote(f"{folder}/{release.project}/{release.name}", errors="surrogateescape")
     url = f"{base_url(request)}{path}"
     if key := site.config.sign_key:
@@ -1839,16 +1840,15 @@ def esp32fota_all(site: Site, request: Request) -> Reply:
 
 def _fota(site: Site, request: Request, project: str, ask: Ask) -> dict[str, str | int]:
     """Version and address of the newest image, and of filesystems of the same version."""
-    folder = request.path.rpartition("/")[0].removesuffix(f"/{project}")
     report = Report(project, request.peer, chip=ESP32_FAMILY)
     outcome = ask(site, report, (), ())
     if isinstance(outcome, Objection):
         raise Refused(404, str(outcome))
-    links = {"bin": link(site, request, folder, outcome)}
+    links = {"bin": link(site, request, outcome)}
     for release in site.catalog.releases(project):
         same = release.version == outcome.version and release.kind in FILESYSTEMS
         if same and judge(site, report._replace(kind=release.kind), (release,)) is release:
-            links.setdefault(release.kind, link(site, request, folder, release))
+            links.setdefault(release.kind, link(site, request, release))
     entry: dict[str, str | int] = {"type": project, "version": str(outcome.version)}
     base = base_url(request)
     host, number = re.fullmatch("https?://(.*?)(?::([0-9]{1,5})?)?", base).groups()  # type: ignore[union-attr]
@@ -1878,8 +1878,7 @@ def manifest(site: Site, request: Request) -> Reply:
 
 def _build(site: Site, request: Request, release: Release) -> dict[str, object]:
     """One chip's part of a manifest: http_request_update.cpp, esp-web-tools const.ts."""
-    folder = request.path.rpartition("/")[0].removesuffix(f"/{release.project}")
-    path, chip = link(site, request, folder, release), release.facts.chip
+    path, chip = link(site, request, release), release.facts.chip
     family = chip.upper() if len(chip) < 6 or chip == "esp8266" else f"ESP32-{chip[5:].upper()}"
     ota = {"path": path, "md5": release.facts.md5}
     if release.notes:
@@ -1898,17 +1897,15 @@ def autoconnect(site: Site, request: Request) -> Reply:
     for project in site.catalog.projects():
         for release in _known(site.catalog, project):
             if release.kind == "sketch" and right_chip(report, release) is None:
-                name = quote(
-                    f"{project}/{release.name}", errors="surrogateescape"
-                )  # asked as it is
+                path = f"{project}/{release.name}"
                 date, clock = time.strftime("%x %X", time.gmtime(release.modified)).split()
-                entry: dict[str, str | int] = {
-                    "name": name,
+                entry = {
+                    "name": quote(path, errors="surrogateescape"),  # asked as it is
                     "type": "bin",
                     "date": date,
                     "time": clock,
+                    "size": release.size,
                 }
-                entry |= {"size": release.size}
                 if len(json.dumps(entry)) <= 256:  # what a device has room for
                     entries.append(entry)
     return json_reply(entries)
@@ -1950,7 +1947,7 @@ def _project(site: Site, request: Request, project: str) -> str:
         releases = site.catalog.releases(project)
     except Refused as refused:
         return f"{title}<p>{html.escape(refused.reason)}"
-    rows = "".join(_row(link(site, request, "", each), each) for each in releases)
+    rows = "".join(_row(link(site, request, each), each) for each in releases)
     library = "ESPhttpUpdate" if releases[0].facts.chip == "esp8266" else "httpUpdate"
     url = html.escape(f"{base_url(request)}/{quote(project, errors='surrogateescape')}")
     return (

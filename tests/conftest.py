@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -84,6 +85,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    """An empty firmware folder."""
+    folder = tmp_path / "firmware"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The log so far, a line each."""
+    caplog.set_level(logging.INFO, "ota")
+    return lambda: [f"{each.levelname} {each.getMessage()}" for each in caplog.records]
+
+
+@pytest.fixture
+def lines(said: Callable[[], list[str]]) -> Callable[[str], list[str]]:
+    """The log lines so far that hold a text."""
+    return lambda text: [line for line in said() if text in line]
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import logging
 import os
 import re
 import shutil
@@ -25,26 +24,6 @@ IMAGE = esp8266_image("app", "1.0.0")
 NEXT = esp8266_image("app", "1.1.0")
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="makes links, pipes and owners")
-
-
-@pytest.fixture
-def shelf(tmp_path: Path) -> Path:
-    """An empty firmware folder."""
-    folder = tmp_path / "firmware"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Callable[[str], list[str]]:
-    """The log lines so far that hold a text."""
-    caplog.set_level(logging.INFO, "ota")
-
-    def holding(text: str) -> list[str]:
-        said = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
-        return [line for line in said if text in line]
-
-    return holding
 
 
 def scanned(folder: Path) -> DirectoryCatalog:

@@ -6,7 +6,6 @@ import hashlib
 import html
 import itertools
 import json
-import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -127,13 +126,6 @@ def site(tmp_path: Path) -> Site:
         "gate-1.1.0.zip": mongoose_zip("gate", "1.1.0"),
     }
     return filled(tmp_path / "firmware", files)
-
-
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """The log so far, a line each."""
-    caplog.set_level(logging.INFO, "ota")
-    return lambda: [f"{each.levelname} {each.getMessage()}" for each in caplog.records]
 
 
 # -- 1. The newest image ---------------------------------------------------------------------------

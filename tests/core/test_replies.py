@@ -91,13 +91,6 @@ def mixed(tmp_path: Path) -> Site:
     return site_of(tmp_path / "mixed")
 
 
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """The log so far, a line each."""
-    caplog.set_level(logging.INFO, "ota")
-    return lambda: [f"{each.levelname} {each.getMessage()}" for each in caplog.records]
-
-
 # -- 1. Ranges: RFC 9110 14 ------------------------------------------------------------------------
 
 

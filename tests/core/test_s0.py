@@ -31,7 +31,7 @@ import ota_server
 from ota_server import DirectoryCatalog, Site
 from tests.conftest import put
 from tests.core.test_access import ask, bearer, refuses, text_of
-from tests.core.wire import SCRIPT, Answer, Script, Wire, dial, standing
+from tests.core.wire import SCRIPT, Answer, Script, Wire, dial, launched, standing
 from tests.data.make_images import (
     esp32_image,
     esp8266_image,
@@ -123,25 +123,9 @@ def shell(directory: Path, command: str, ca: Path | None = None) -> Iterator[See
     shutil.copy(SCRIPT, directory)
     before = ("unshare", "-n") if ALONE else ()
     text = command if ALONE else re.sub(r"--port [0-9]+", "--port 0", command)
-    log_path = directory / "log"
-    with log_path.open("w") as log:
-        process = subprocess.Popen(
-            [*before, "sh", "-c", f"exec {text}"],
-            env={"PATH": f"{programs}:{os.environ['PATH']}"},
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            cwd=directory,
-        )
-    with process:
-        try:
-            assert process.stdout is not None
-            seed = Seed(process, log_path, process.stdout.readline(), ca)
-            assert seed.line, seed.log
-            seed.port = int(seed.line.partition("/ serves ")[0].rpartition(":")[2])
-            yield seed
-        finally:
-            process.kill()
+    env = {"PATH": f"{programs}:{os.environ['PATH']}"}
+    with launched(Seed, directory, [*before, "sh", "-c", f"exec {text}"], env, ca) as seed:
+        yield seed
 
 
 def lay_out(directory: Path, certificate: Path) -> Path:

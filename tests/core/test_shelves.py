@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -35,26 +34,6 @@ PACKED = gzip_image(IMAGE)
 DISK = littlefs_image(2)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="makes links and pipes")
-
-
-@pytest.fixture
-def shelf(tmp_path: Path) -> Path:
-    """An empty firmware folder."""
-    folder = tmp_path / "firmware"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Callable[[str], list[str]]:
-    """The log lines so far that hold a text."""
-    caplog.set_level(logging.INFO, "ota")
-
-    def holding(text: str) -> list[str]:
-        said = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
-        return [line for line in said if text in line]
-
-    return holding
 
 
 def scanned(folder: Path, *, any_file: bool = False, max_open: int = 0) -> DirectoryCatalog:

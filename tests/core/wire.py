@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ota_server
 from ota_server import Limits, Server, Site
@@ -210,11 +210,46 @@ class Script:
         return self.process.wait(PATIENCE)
 
 
+S = TypeVar("S", bound=Script)
+
+
 def copy_of_script(directory: Path) -> Path:
     """The script alone in an empty folder, as on a Pi."""
     folder = directory / "alone"
     folder.mkdir(exist_ok=True)
     return Path(shutil.copy(SCRIPT, folder))
+
+
+@contextmanager
+def launched(
+    kind: type[S],
+    directory: Path,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    ca: Path | None = None,
+) -> Iterator[S]:
+    """What a command starts, once it has said where it listens."""
+    log_path = directory / "log"
+    with log_path.open("w") as log:
+        process = subprocess.Popen(
+            command,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            errors="surrogateescape",
+            cwd=directory,
+        )
+    with process:
+        try:
+            assert process.stdout is not None
+            script = kind(process, log_path, process.stdout.readline(), ca)
+            assert script.line, script.log
+            port = script.line.partition("/ serves ")[0].rpartition(":")[2]
+            script.port = int(port) if port.isdecimal() else 0  # a unix socket has none
+            yield script
+        finally:
+            process.kill()
 
 
 @contextmanager
@@ -230,27 +265,8 @@ def started(
     `before` comes before the command; without `env` there is no environment at all.
     """
     command = [*before, sys.executable, "-I", str(copy_of_script(directory)), *map(str, options)]
-    log_path = directory / "log"
-    with log_path.open("w") as log:
-        process = subprocess.Popen(
-            command,
-            env=env or {},
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            errors="surrogateescape",
-            cwd=directory,
-        )
-    with process:
-        try:
-            assert process.stdout is not None
-            script = Script(process, log_path, process.stdout.readline(), ca)
-            assert script.line, script.log
-            port = script.line.partition("/ serves ")[0].rpartition(":")[2]
-            script.port = int(port) if port.isdecimal() else 0  # a unix socket has none
-            yield script
-        finally:
-            process.kill()
+    with launched(Script, directory, command, env or {}, ca) as script:
+        yield script
 
 
 def descriptors() -> int:
