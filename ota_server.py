@@ -102,6 +102,7 @@ SIGNED_SECONDS = 3600  # how long a signed URL is good, unless told
 COMPLAIN_SECONDS = 60  # between two lines about the same trouble
 
 STARVED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # there is just no room
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))  # nor on the disk
 
 log = logging.getLogger("ota")
 
@@ -2277,7 +2278,7 @@ class Connection:
         try:
             body, rest = yield from self._receive_body(size, rest, site.config.state)
         except OSError as err:
-            if err.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            if err.errno not in FULL:
                 raise
             raise Refused(
                 507, "there is no room left for the body: make some, send it again"

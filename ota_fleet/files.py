@@ -9,7 +9,6 @@ the same bytes are stored once, under however many paths.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -24,10 +23,9 @@ from typing import BinaryIO
 
 from ota_fleet.registry import Registry
 from ota_fleet.rows import StoredFile
-from ota_server import Refused, printable
+from ota_server import FULL, Refused, printable
 
 PIECE = 1 << 20  # bytes that are hashed or copied at once
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _OURS = re.compile(r"[0-9a-f]{64}(?:\.part)?")  # names that are given here
 

@@ -63,8 +63,10 @@ Guard = Callable[[Request], None]
 def by_credentials(site: Site) -> tuple[Guard, ...]:
     """The guards of a site, where these paths take S4's credentials instead of tokens."""
     pair = f"{site.config.us_username}:{site.config.us_password}".encode("utf-8", "surrogateescape")
-    elsewhere = functools.partial(functools.partial, except_here)
-    others = (elsewhere(each) if isinstance(each, Access) else each for each in site.guards)
+    others = [
+        functools.partial(except_here, each) if isinstance(each, Access) else each
+        for each in site.guards
+    ]
     return (*others, functools.partial(only_with, pair))
 
 
