@@ -20,8 +20,9 @@ Each option can stand in the environment instead, as OTA_DIR, OTA_PORT, OTA_MAX_
 The folder holds <project>-<version>.bin, or <project>/<any name with a version>.bin.
 
 Commands instead of options; each has its own --help:
-  ota_server.py sign URL    prints a URL that opens one image for an hour
-  ota_server.py check URL   asks as a device would and says what is wrong
+  ota_server.py sign URL       prints a URL that opens one image for an hour
+  ota_server.py check URL      asks as a device would and says what is wrong
+  ota_server.py publish FILE   brings a release to a server that takes uploads
 
 Try it as a device would ask:
   curl -i -H 'x-ESP8266-version: 1.0.0' http://localhost:8000/firmware
@@ -484,6 +485,9 @@ class Image:
 class Catalog(Protocol):
     """Where releases come from. Each method may raise Refused(503): not to be known just now."""
 
+    def newest(self) -> Mapping[str, Version]:
+        """By project, the newest version that is promised, checked or not; never Refused."""
+
     def projects(self) -> Sequence[str]:
         """All project names, sorted, even of those none of whose files can be offered."""
 
@@ -640,7 +644,7 @@ class DirectoryCatalog:
             self._thread.join()
 
     def newest(self) -> dict[str, Version]:
-        """By project, the newest version that file names promise, checked or not."""
+        """See Catalog."""
         return {name: self._shelves[name].listed[0].version for name in sorted(self._shelves)}
 
     def projects(self) -> Sequence[str]:
@@ -1013,18 +1017,20 @@ def right_flash_mode(report: Report, release: Release) -> Objection | None:
 def fit_unasked(_report: Report, release: Release) -> Objection | None:
     """What has no version or is no image is only for who asks for this very file.
 
-    So is a packed filesystem, which most cores write as it is: doc/ota_updates, ATOMIC_FS_UPDATE.
+    So is a pre-release, and a packed filesystem, which most cores write as it is: doc/ota_updates,
+    ATOMIC_FS_UPDATE.
     """
     packed = release.facts.packed and release.kind in FILESYSTEMS
-    if not (packed or release.version == UNVERSIONED or release.facts.chip == UNKNOWN_CHIP):
+    if not (packed or release.version.prerelease or release.facts.chip == UNKNOWN_CHIP):
         return None
-    why = "a packed filesystem" if packed else "no image with a version in its name"
+    early = "a pre-release" * (release.version != UNVERSIONED and release.version.prerelease)
+    why = "a packed filesystem" if packed else early or "no image with a version in its name"
     return Objection("by-name-only", f"{printable(release.name)} is {why}", foreign=True)
 
 
 SAFETY: tuple[Rule, ...] = (same_image, right_chip, right_kind, right_flash_mode, enough_room)
 STATELESS: tuple[Rule, ...] = (only_newer, *SAFETY, fit_unasked)
-UNASKED = (only_newer, fit_unasked)  # do not hold for a file that is asked for by its name
+UNASKED = (only_newer, fit_unasked)
 
 
 def choose(report: Report, releases: Iterable[Release], rules: Sequence[Rule]) -> Outcome:
@@ -1246,7 +1252,7 @@ def json_reply(data: object, *headers: tuple[str, str]) -> Reply:
 UNCACHED = ("Cache-Control", "no-store")
 
 
-def refusal(refused: Refused) -> Reply:
+def refusal(refused: Refused, _path: str = "") -> Reply:
     """What a refused client reads; a 503 says when to come again."""
     headers = [("X-OTA-Reason", plain(refused.reason)), UNCACHED]
     if refused.status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -1371,6 +1377,11 @@ class Config:
     state: str = ""  # folder in which the fleet is remembered; "": it is not
     admit: str = "OPEN"  # "WHITELIST": only devices that were admitted get images; needs `state`
     max_image: int = 16  # MB of an upload at most
+    keep: int = 0  # uploaded versions of a project that stay, beside those that run; 0: all
+    max_devices: int = 10_000  # that are remembered, but for those which a person knows
+    backup: str = ""  # copy what is remembered there, and serve nothing
+    admin_email: str = ""  # of the first account, which is made if there is none
+    admin_password: str = field(default="", repr=False)
     us_username: str = field(default="", repr=False)  # S4's, for everybody; "": it is not spoken
     us_password: str = field(default="", repr=False)
     www_dir: str = ""  # S0: with favicon.ico; files of any content can be had by name
@@ -1413,6 +1424,8 @@ class Site:
     routes: tuple[Route, ...]  # the first that matches; the last matches everything
     listeners: tuple[Callable[[Event], None], ...]
     closers: tuple[Callable[[], None], ...]
+    unasked: tuple[Rule, ...] = UNASKED  # of `rules`: do not hold for who asks for a file by name
+    refusal: Callable[[Refused, str], Reply] = refusal  # as a path's client reads it
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - a process has one site
     def route(self, path: str) -> Route:
@@ -1486,10 +1499,10 @@ def answer(site: Site, request: Request) -> Reply:
         reply = _endpoint(site, request)(site, request)
     except Refused as refused:
         log.info("%s refused, %s: %s", request.peer, refused.status, printable(refused.reason))
-        reply = refusal(refused)
+        reply = site.refusal(refused, request.path)
     except Exception:
         log.exception("%s %s %s failed", request.peer, request.method, shown(request.path))
-        reply = text_reply(500, "the server failed; its log says how")
+        reply = site.refusal(Refused(500, "the server failed; its log says how"), request.path)
     if request.method != "HEAD":
         return reply
     if isinstance(reply.body, Image):
@@ -1737,7 +1750,7 @@ def _picked(site: Site, request: Request, ask: Ask) -> tuple[Report, Outcome, st
         return report, ask(site, report, among, site.rules), NEWEST
     if report.chip is None:  # a browser, of which the log need not tell
         ask = judge
-    rules = tuple(rule for rule in site.rules if rule not in UNASKED)
+    rules = tuple(rule for rule in site.rules if rule not in site.unasked)
     return report, ask(site, report, among, rules), NAMED
 
 
@@ -1771,7 +1784,8 @@ def _translate(site: Site, request: Request, report: Report, outcome: Outcome, c
         if report.chip is None and report.version is None:  # who runs nothing has nothing new
             raise Refused(404, str(outcome))
         return Reply(304, (("X-OTA-Reason", plain(str(outcome))), ("Cache-Control", cache)))
-    offloaded = site.config.accel and plain(outcome.path) == outcome.path
+    inside = outcome.path.startswith(os.path.join(os.path.realpath(site.config.dir), ""))
+    offloaded = site.config.accel and inside and plain(outcome.path) == outcome.path
     if offloaded:  # ranges are the proxy's
         fields = {name: text for name, text in request.headers.items() if name != "range"}
         request = request._replace(headers=fields)
@@ -2166,17 +2180,20 @@ class Connection:
         limits = self.server.limits
         rest = b""
         for served in count():
+            path = ""
             try:
                 head, rest = yield from self._next_head(rest, fresh=not served)
                 if not head:
                     return
                 request = parse_head(head, self.peer, secure=self.server.tls is not None)
+                path = request.path
                 if request.body_size or request.method not in {"GET", "HEAD"}:
                     request, rest = yield from self._take_body(request, rest)
                 blocking = self.server.site.route(request.path).blocking
             except Refused as refused:
                 log.info("%s refused, %s: %s", self.peer, refused.status, refused.reason)
-                yield from self._send(self._sealed(render(refusal(refused), time.time())))
+                said = render(self.server.site.refusal(refused, path), time.time())
+                yield from self._send(self._sealed(said))
                 yield from self._linger(limits.linger)
                 return
             self.idle_from = NEVER
@@ -2852,16 +2869,26 @@ def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) 
     text = "the page and other lists of all projects (default: on)"
     option("listing", "on|off", "on", text, type=_word("ON", "OFF"))
     option("trust-proxy", "NETS", None, "networks whose X-Forwarded-* count", type=_networks)
+    option("accel", "PROXY", "", "nginx:/_fw/ or apache: it sends the images", type=_accel)
     text = "folder to remember devices in and to take uploads; needs ota_fleet (default: none)"
     option("state", "DIR", "", text)
-    text = "open or whitelist: which devices get images, with --state (default: open)"
+    _add_fleet(option)
+    parser.add_argument("--backup", metavar="FILE", default="", help="copy fleet.db there and end")
+
+
+def _add_fleet(option: Callable[..., None]) -> None:
+    """What counts with --state only."""
+    text = "open or whitelist: which devices get images (default: open)"
     option("admit", "WHOM", "open", text, type=_word("OPEN", "WHITELIST"))
     option("max-image", "MB", "16", "MB of an upload at most (default: 16)", type=_number)
-    option("accel", "PROXY", "", "nginx:/_fw/ or apache: it sends the images", type=_accel)
+    text = "newest uploads of a project to keep, beside what devices run (default: all)"
+    option("keep", "N", "0", text, type=_number)
+    option("max-devices", "N", "10000", "to remember (default: 10000)", type=_number)
 
 
 NO_FLEET = "{} needs the folder ota_fleet beside ota_server.py: copy it, too"
 S4 = ("USERNAME", "PASSWORD")
+ADMIN = ("ADMIN_EMAIL", "ADMIN_PASSWORD")  # S3's
 S0 = ("www_dir", "firmware_dir", "url_firmware", "no_certs", "no_token")
 
 
@@ -2917,12 +2944,13 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
     least = min(options["max_connections"], options["max_image"])
     if least < 1 or (options["key"] and not options["cert"]):
         parser.error("--max-connections and --max-image are 1 at least, --key goes with --cert")
-    if options["admit"] != "OPEN" and not options["state"]:
-        parser.error("--admit whitelist needs --state")
+    if not options["state"] and (options["admit"] != "OPEN" or options["backup"]):
+        parser.error("--admit whitelist and --backup need --state")
     if options["rate"] and (sys.platform != "linux" or options["host"].startswith("unix:")):
         parser.error("--rate needs Linux and TCP")
     given = {name: value for name, value in options.items() if value is not None}
     given |= {f"us_{name.lower()}": environ.get(f"US_AUTH_{name}", "") for name in S4}
+    given |= {name.lower(): environ.get(name, "") for name in ADMIN}
     return Config(**given, **_from_systemd(environ))
 
 
@@ -2956,14 +2984,14 @@ def sign(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-def check(argv: Sequence[str], _environ: Mapping[str, str]) -> int:
-    """The command: asks as a device would. SystemExit(2): ota_fleet/ is not beside this file."""
+def by_fleet(name: str, argv: Sequence[str]) -> int:
+    """Runs a command of the fleet. SystemExit(2): ota_fleet/ is not beside this file."""
     look_beside()
     try:
-        from ota_fleet import doctor  # noqa: PLC0415 - one of the two doors to the fleet
+        from ota_fleet import COMMANDS  # noqa: PLC0415 - one of the two doors to the fleet
     except ImportError:
-        _fail(NO_FLEET.format("check"))
-    return doctor.main(argv)
+        _fail(NO_FLEET.format(name))
+    return COMMANDS[name](argv)
 
 
 def open_files() -> int:
@@ -3045,11 +3073,21 @@ def _start(config: Config, flush: Callable[[], None]) -> tuple[Server, Directory
         _fail(NO_FLEET.format("--state"))
 
 
+def _greeting(server: Server) -> str:
+    """Where the server is, and what it has."""
+    config = server.site.config
+    newest = [f"{printable(name)} {v}" for name, v in server.site.catalog.newest().items()]
+    found = ", ".join(newest[:8]) + (f" and {len(newest) - 8} more" if len(newest) > 8 else "")
+    where = f"{_url(config, server.server_address)} serves {printable(config.dir)}"
+    return f"{where}: {found or 'no firmware yet'}\n"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command, or serves until SIGTERM or Ctrl-C; gives back the exit status."""
     argv, environ = sys.argv[1:] if argv is None else argv, os.environ
-    command = {"sign": sign, "check": check}.get(argv[0]) if argv else None
-    return command(argv[1:], environ) if command else serve(argv, environ)
+    if argv and argv[0] in {"check", "publish"}:
+        return by_fleet(argv[0], argv[1:])
+    return sign(argv[1:], environ) if argv and argv[0] == "sign" else serve(argv, environ)
 
 
 def serve(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -3074,15 +3112,14 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), handler)
     config = read_config(argv, environ, open_files())
+    if config.backup:
+        return by_fleet("--backup", (config.state, config.backup))
     lines = LogLines(sys.stderr, journal=config.journal)
     logging.basicConfig(level=config.log, handlers=[lines])
     logging.logProcesses = logging.logThreads = logging.logMultiprocessing = False  # not shown
     logging._srcfile = None  # where a line comes from is not shown
     server, catalog = _start(config, lines.flush)
-    newest = [f"{printable(name)} {version}" for name, version in catalog.newest().items()]
-    found = ", ".join(newest[:8]) + (f" and {len(newest) - 8} more" if len(newest) > 8 else "")
-    url = _url(config, server.server_address)
-    sys.stdout.write(f"{url} serves {printable(config.dir)}: {found or 'no firmware yet'}\n")
+    sys.stdout.write(_greeting(server))
     sys.stdout.flush()
     catalog.start()
     notify(config.notify_socket, "READY=1")

@@ -10,11 +10,14 @@ import os
 import time
 from dataclasses import replace
 
+from ota_fleet import doctor, schema
 from ota_fleet.files import Store
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.rules import not_whitelisted
 from ota_fleet.two_step import TwoStep, by_credentials
 from ota_server import Event, Release, Site
+
+COMMANDS = {"check": doctor.main, "--backup": schema.backup}
 
 
 def extend(site: Site) -> Site:
@@ -22,7 +25,8 @@ def extend(site: Site) -> Site:
     config = site.config
     os.makedirs(config.state, mode=0o700, exist_ok=True)
     try:
-        registry = Registry(os.path.join(config.state, "fleet.db"))
+        path = os.path.join(config.state, "fleet.db")
+        registry = Registry(path, max_devices=config.max_devices)
     except RuntimeError as err:
         raise ValueError(str(err)) from err
     site = replace(

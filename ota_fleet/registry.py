@@ -1,14 +1,15 @@
-"""What the fleet remembers: devices, who is admitted, tokens, the audit.
+"""What the fleet remembers: devices and who is admitted; others keep what is theirs through it.
 
     loop    -- seen(sighting) --> queue --> one thread, a transaction a second --> DIR/fleet.db
-    threads -- admit(), put_app(), audit() ... --> one lock, a transaction each --^      |
-    anybody <-- devices(), device(), app() ... <-- connections that only read <----------+
+    threads -- admit(), put_app() ... --> write(): one lock, a transaction each --^      |
+    anybody <-- devices(), app() ... <-- rows(): connections that only read <------------+
+    loop <-- admitted(), pin() ... <-- memory, read again when anybody else has written <-+
 
 Readers never wait for a writer, and `seen()` waits for nobody. A check-in of the last second may be
 lost when the machine dies; what the other functions wrote is on the disk when they return. Times
-(UTC seconds) come from the caller. All SQL is here, in `schema.py`, which has the tables, and in
-`files.py`. It is what SQLite and PostgreSQL share, but where it says otherwise; values are
-parameters only.
+(UTC seconds) come from the caller. SQL is here, in `schema.py`, which has the tables, and in two
+rooms that use a registry: `ledger.py`, `stock.py`. It is what SQLite and PostgreSQL share, but
+where it says otherwise; values are parameters only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
@@ -27,21 +28,19 @@ from sqlite3 import Connection
 from typing import Any
 
 from ota_fleet.rows import (
-    MAX_INTEGER,
     MAX_LONG,
     MAX_TEXT,
     App,
     Device,
-    Entry,
     Sighting,
     StoredFile,
-    Token,
     clean,
     normal_id,
 )
 from ota_fleet.schema import WAIT, connect, pragma, prepare, save, transaction
+from ota_server import Version
 
-__all__ = ["App", "Device", "Entry", "Registry", "Sighting", "StoredFile", "Token", "normal_id"]
+__all__ = ["App", "Device", "Registry", "Sighting", "StoredFile", "normal_id"]
 
 BATCH_SECONDS = 1.0  # between two batches: what a dying machine forgets
 MAX_BATCH = 5_000  # check-ins of one transaction, some 50 ms: others wait that long for the lock
@@ -79,20 +78,21 @@ ON CONFLICT (id) DO UPDATE SET
 _CROWD_OUT = """
 DELETE FROM device WHERE id IN (
     SELECT id FROM device
-    WHERE notes = '' AND labels = '[]'
+    WHERE notes = '' AND labels = '[]' AND pin = ''
         AND NOT EXISTS (SELECT 1 FROM admission WHERE admission.device = device.id)
     ORDER BY last_seen, id LIMIT ?)
 """
 _DEVICES = """
 SELECT id, project, chip, version, image, free_space, sdk, address, first_seen, last_seen,
-    downloads, notes, labels, EXISTS (SELECT 1 FROM admission
+    downloads, notes, labels, pin, EXISTS (SELECT 1 FROM admission
         WHERE admission.project = device.project AND admission.device = device.id)
 FROM device WHERE """
 # A tab keeps the fields apart. lower() is for ASCII in SQLite, for all letters in PostgreSQL.
 _PAGE = """id > ? AND (? = '%%' OR lower(id || '\t' || project || '\t' || chip || '\t' || version
     || '\t' || address || '\t' || notes || '\t' || labels) LIKE lower(?) ESCAPE '!')
 ORDER BY id LIMIT ?"""
-_NOTE = "UPDATE device SET notes = COALESCE(?, notes), labels = COALESCE(?, labels) WHERE id = ?"
+_NOTE = """UPDATE device SET notes = COALESCE(?, notes), labels = COALESCE(?, labels),
+    pin = COALESCE(?, pin) WHERE id = ?"""
 _ADMIT = "INSERT INTO admission (project, device) VALUES (?, ?) ON CONFLICT DO NOTHING"
 _EXPEL = "DELETE FROM admission WHERE project = ? AND device = ?"
 _APPS = "SELECT device_id, app_ver, update_file_path FROM device_app "
@@ -104,11 +104,6 @@ _FILES = "SELECT path, sha256, md5, size FROM stored_file WHERE "
 _PUT = """INSERT INTO stored_file (path, sha256, md5, size) VALUES (?, ?, ?, ?)
 ON CONFLICT (path) DO UPDATE SET
     sha256 = excluded.sha256, md5 = excluded.md5, size = excluded.size"""
-_TOKENS = "SELECT id, name, role, project, digest FROM token "
-_MINT = "INSERT INTO token (name, role, project, digest) VALUES (?, ?, ?, ?) RETURNING id"
-_HEAD = "SELECT number, digest FROM audit_head"  # PostgreSQL: FOR UPDATE where one is added
-_ENTRIES = """SELECT number, at, who, action, what, digest
-FROM audit WHERE number > ? ORDER BY number LIMIT ?"""
 
 
 class Registry:
@@ -135,9 +130,12 @@ class Registry:
         self._surely = self._connection("PRAGMA synchronous = FULL")
         self._idle: list[Connection] = []
         self._admitted: dict[str, frozenset[str]] = {}  # replaced whole: read without a lock
+        self._pins: dict[str, str] = {}
+        self._watchers: list[Callable[[], None]] = []
+        self._refreshing = threading.Lock()
         self._seen_version = -1
         self._closing = threading.Event()
-        self._refresh()
+        self.watch(self._read_memory)
         self._thread = threading.Thread(target=self._work, name="registry", daemon=True)
         self._thread.start()
 
@@ -158,7 +156,7 @@ class Registry:
 
     def backup(self, file: str | Path) -> None:
         """A sound copy of the registry in one file, while others write. See save()."""
-        with self._reader() as connection:
+        with self.reading() as connection:
             save(connection, self._path, Path(file))
 
     # -- Check-ins ---------------------------------------------------------------------------------
@@ -202,7 +200,7 @@ class Registry:
         while not self._closing.wait(BATCH_SECONDS):
             try:
                 self.flush()
-                self._refresh()
+                self.refresh()
             except Exception:
                 if not self._outage:
                     log.exception("check-ins cannot be written; it is tried again each second")
@@ -240,12 +238,17 @@ class Registry:
         return self.write("DELETE FROM device WHERE id = ?", normal_id(device)) > 0
 
     def annotate(
-        self, device: str, *, notes: str | None = None, labels: Iterable[str] | None = None
+        self,
+        device: str,
+        *,
+        notes: str | None = None,
+        labels: Iterable[str] | None = None,
+        pin: str | None = None,
     ) -> bool:
-        """Sets notes or labels, which are sorted; None: they stay. False: there is no such device.
+        """Sets notes, labels, which are sorted, or pin; None: it stays. False: no such device.
 
         Raises:
-            ValueError: too long, too many, or an empty label.
+            ValueError: too long, too many, or an empty label; a pin that is no version.
         """
         if len(notes or "") > MAX_LONG:
             raise ValueError(f"notes have at most {MAX_LONG} characters")
@@ -253,7 +256,13 @@ class Registry:
         if len(words) > MAX_LABELS or not all(0 < len(word) <= MAX_TEXT for word in words):
             raise ValueError(f"labels: at most {MAX_LABELS}, of 1 to {MAX_TEXT} characters")
         text = None if labels is None else json.dumps(words, ensure_ascii=False)
-        return self.write(_NOTE, notes and clean(notes, MAX_LONG), text, normal_id(device)) > 0
+        pin = str(Version.parse(pin)) if pin else pin
+        note = notes and clean(notes, MAX_LONG)
+        return self.write(_NOTE, note, text, pin, normal_id(device)) > 0
+
+    def pin(self, device: str) -> str:
+        """The one version that a device is to run, from memory; "": none."""
+        return self._pins.get(normal_id(device), "") if self._pins else ""
 
     # -- Admission ---------------------------------------------------------------------------------
 
@@ -270,21 +279,34 @@ class Registry:
         return self._admitted.get(project, frozenset())
 
     def _change_admission(self, statement: str, project: str, device: str) -> bool:
-        changed = self.write(statement, clean(project), normal_id(device)) > 0
-        self._refresh()
-        return changed
+        return self.write(statement, clean(project), normal_id(device)) > 0
 
-    def _refresh(self) -> None:
-        """Reads the admissions again if anybody else than the batches wrote."""
-        with self._lock:
-            version = pragma(self._often, "PRAGMA data_version")  # PostgreSQL: LISTEN
-            if version == self._seen_version:
-                return
-            found: dict[str, set[str]] = {}
-            for project, device in self._often.execute("SELECT project, device FROM admission"):
-                found.setdefault(project, set()).add(device)
-            self._admitted = {project: frozenset(ids) for project, ids in found.items()}
-            self._seen_version = version
+    # -- Memory ------------------------------------------------------------------------------------
+
+    def watch(self, read: Callable[[], None]) -> None:
+        """Calls `read` now, and again whenever anything but check-ins was written.
+
+        Also by another process, within a second. It replaces what the loop then reads.
+        """
+        read()
+        self._watchers.append(read)
+
+    def refresh(self) -> None:
+        """Lets all who watch() read again, if anybody else than the batches wrote."""
+        with self._refreshing:  # who comes second reads what the first may have missed
+            with self._lock:
+                version = pragma(self._often, "PRAGMA data_version")  # PostgreSQL: LISTEN
+            if version != self._seen_version:
+                for read in self._watchers:
+                    read()
+                self._seen_version = version
+
+    def _read_memory(self) -> None:
+        found: dict[str, set[str]] = {}
+        for project, device in self.rows("SELECT project, device FROM admission"):
+            found.setdefault(project, set()).add(device)
+        self._admitted = {project: frozenset(ids) for project, ids in found.items()}
+        self._pins = dict(self.rows("SELECT id, pin FROM device WHERE pin <> ''"))
 
     # -- The two-step protocol's table -------------------------------------------------------------
 
@@ -304,64 +326,6 @@ class Registry:
     def delete_app(self, device: str) -> bool:
         """Deletes a line; False: there was none."""
         return self.write(_DROP_APP, clean(device, MAX_LONG)) > 0
-
-    # -- Tokens ------------------------------------------------------------------------------------
-
-    def add_token(self, name: str, role: str, project: str, digest: str) -> int:
-        """Remembers a token by its digest; gives back its id, which is never used again.
-
-        Raises:
-            ValueError: there is one with this digest.
-        """
-        values = [clean(text) for text in (name, role, project, digest)]
-        try:
-            with self._lock, transaction(self._surely) as connection:
-                return int(connection.execute(_MINT, values).fetchall()[0][0])
-        except sqlite3.IntegrityError as err:
-            raise ValueError("this token is known already") from err
-
-    def token_by_digest(self, digest: str) -> Token | None:
-        """The token with this digest; None: unknown or revoked."""
-        rows = self.rows(_TOKENS + "WHERE digest = ?", clean(digest))
-        return Token(*rows[0]) if rows else None
-
-    def tokens(self) -> list[Token]:
-        """All tokens, the oldest first."""
-        return [Token(*row) for row in self.rows(_TOKENS + "ORDER BY id")]
-
-    def revoke_token(self, token: int) -> bool:
-        """Forgets a token by its id, so that it opens nothing; False: there is none."""
-        return self.write("DELETE FROM token WHERE id = ?", min(token, MAX_INTEGER)) > 0
-
-    # -- Audit -------------------------------------------------------------------------------------
-
-    def audit(self, who: str, action: str, what: str, at: int) -> None:
-        """Adds an entry; nothing here changes or removes one."""
-        texts = clean(who), clean(action), clean(what, MAX_LONG)
-        with self._lock, transaction(self._surely) as connection:
-            last, previous = connection.execute(_HEAD).fetchone()
-            entry = Entry(last + 1, at, *texts)
-            row = (*astuple(entry)[:-1], entry.follows(previous))
-            connection.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?)", row)
-            connection.execute("UPDATE audit_head SET number = ?, digest = ?", (row[0], row[-1]))
-        log.info("audit %d %s %r %r %r", row[0], row[-1], *(text[:64] for text in texts))
-
-    def audit_log(self, after: int = 0, limit: int = 100) -> list[Entry]:
-        """A page of entries, the oldest first, from behind the number `after`; at most MAX_PAGE."""
-        rows = self.rows(_ENTRIES, min(after, MAX_INTEGER), max(1, min(limit, MAX_PAGE)))
-        return [Entry(*row) for row in rows]
-
-    def verify_audit(self) -> bool:
-        """True: no entry was changed, moved or taken out, the last ones included."""
-        # PostgreSQL: BEGIN ISOLATION LEVEL REPEATABLE READ; it is one moment that is looked at.
-        with self._reader() as connection, transaction(connection, "BEGIN"):
-            number, digest = 0, ""
-            for row in connection.execute(_ENTRIES, (-MAX_INTEGER, MAX_INTEGER)):
-                entry = Entry(*row)
-                number, digest = number + 1, entry.follows(digest)
-                if (entry.number, entry.digest) != (number, digest):
-                    return False
-            return connection.execute(_HEAD).fetchall() == [(number, digest)]
 
     # -- Connections -------------------------------------------------------------------------------
 
@@ -393,16 +357,23 @@ class Registry:
 
     def write(self, statement: str, *values: str | int | None) -> int:
         """One statement that is on the disk when this returns; gives back how many rows changed."""
-        with self._lock, transaction(self._surely) as connection:
+        with self.writing() as connection:
             return connection.execute(statement, values).rowcount
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that is on the disk, and in everybody's memory, when this is left."""
+        with self._lock, transaction(self._surely) as connection:
+            yield connection
+        self.refresh()
 
     def rows(self, statement: str, *values: str | int) -> list[Any]:
         """What a statement finds; it cannot write."""
-        with self._reader() as connection:
+        with self.reading() as connection:
             return connection.execute(statement, values).fetchall()
 
     @contextmanager
-    def _reader(self) -> Iterator[Connection]:
+    def reading(self) -> Iterator[Connection]:
         """A connection that is this thread's until it gives it back: threads come and go."""
         if self._closing.is_set():
             raise RuntimeError("the registry is closed")

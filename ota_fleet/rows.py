@@ -57,12 +57,13 @@ class Device:
     downloads: int
     notes: str
     labels: tuple[str, ...]
+    pin: str  # the one version it is to run; "": none
     admitted: bool  # to its project
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:
         """Reads a row, in which the labels are JSON."""
-        values: list[Any] = [*row[:-2], tuple(json.loads(row[-2])), bool(row[-1])]
+        values: list[Any] = [*row[:-3], tuple(json.loads(row[-3])), row[-2], bool(row[-1])]
         return cls(*values)
 
 
@@ -82,8 +83,10 @@ class Token:
     id: int
     name: str
     role: str
-    project: str
+    project: str  # "": of all
     digest: str
+    device: str  # the only one that it is for; "": it is for none
+    created: int  # UTC seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Connection
@@ -107,6 +107,66 @@ CREATE TABLE stored_file (                  -- what was uploaded under a path of
 );
 CREATE INDEX stored_file_by_content ON stored_file (sha256);
 PRAGMA user_version = 5;
+COMMIT;
+""",
+    """
+BEGIN IMMEDIATE;
+CREATE TABLE account (                      -- a person; id as that of token
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    email    TEXT   NOT NULL UNIQUE,        -- in lower case
+    role     TEXT   NOT NULL,
+    password TEXT   NOT NULL,               -- hashed, with how and with its salt
+    created  BIGINT NOT NULL
+);
+CREATE TABLE session (
+    digest  TEXT   NOT NULL PRIMARY KEY,    -- of what the browser has, which is nowhere
+    account BIGINT NOT NULL,
+    created BIGINT NOT NULL,
+    expires BIGINT NOT NULL
+);
+ALTER TABLE token ADD COLUMN device TEXT NOT NULL DEFAULT '';   -- "": of no single device
+ALTER TABLE token ADD COLUMN created BIGINT NOT NULL DEFAULT 0; -- 0: not known
+PRAGMA user_version = 6;
+COMMIT;
+""",
+    """
+BEGIN IMMEDIATE;
+CREATE TABLE project (                      -- that was made here, not by a file in the folder
+    name    TEXT   NOT NULL PRIMARY KEY,
+    chips   TEXT   NOT NULL DEFAULT '[]',   -- a JSON list; none: those of its earlier images
+    created BIGINT NOT NULL
+);
+CREATE TABLE alias (                        -- what devices or images call a project as well
+    name    TEXT NOT NULL PRIMARY KEY,
+    project TEXT NOT NULL
+);
+CREATE TABLE release (                      -- that was uploaded, not put into the folder
+    project  TEXT   NOT NULL,
+    version  TEXT   NOT NULL,               -- in its normal form
+    kind     TEXT   NOT NULL,
+    chip     TEXT   NOT NULL,
+    packed   BIGINT NOT NULL,               -- 0 or 1
+    name     TEXT   NOT NULL,               -- of the file, for devices and people
+    sha256   TEXT   NOT NULL,               -- also what the file is called on disk
+    md5      TEXT   NOT NULL,
+    size     BIGINT NOT NULL,               -- bytes
+    notes    TEXT   NOT NULL DEFAULT '',
+    uploaded BIGINT NOT NULL,
+    who      TEXT   NOT NULL,
+    PRIMARY KEY (project, version, kind, chip, packed),
+    UNIQUE (project, name)
+);
+CREATE INDEX release_by_content ON release (sha256);
+CREATE TABLE withdrawal (                   -- of a release, in the folder or uploaded
+    project TEXT   NOT NULL,
+    sha256  TEXT   NOT NULL,
+    at      BIGINT NOT NULL,
+    who     TEXT   NOT NULL,
+    reason  TEXT   NOT NULL,
+    PRIMARY KEY (project, sha256)
+);
+ALTER TABLE device ADD COLUMN pin TEXT NOT NULL DEFAULT ''; -- the one version it is to run
+PRAGMA user_version = 7;
 COMMIT;
 """,
 )
@@ -289,3 +349,17 @@ def save(connection: Connection, path: Path, file: Path) -> None:
             part.replace(file)
         finally:
             _sweep(part)
+
+
+def backup(argv: Sequence[str]) -> int:
+    """The command --backup: folder of the state, and the file to make; gives back the status."""
+    state, file = map(Path, argv)
+    path = state / "fleet.db"
+    try:
+        with closing(connect(path)) as connection:
+            save(connection, path, file)
+    except (RuntimeError, sqlite3.Error, OSError) as err:
+        sys.stderr.write(f"ota-server: {path} is not copied to {file}: {err}\n")
+        return 1
+    sys.stdout.write(f"{file} holds what {path} remembers; images are in {state / 'files'}\n")
+    return 0

@@ -90,7 +90,7 @@ def test_the_fleet_is_imported_through_its_door_only() -> None:
         for node in ast.walk(function)
         if isinstance(node, ast.ImportFrom) and node.module == "ota_fleet"
     }
-    assert doors == {"build_site", "check"}
+    assert doors == {"build_site", "by_fleet"}
     assert SOURCE.count("from ota_fleet") == 2
 
 
@@ -101,8 +101,8 @@ def test_the_script_copied_alone_runs_isolated(tmp_path: Path) -> None:
     assert done.stdout == f"ota-server {ota_server.__version__}\n"
 
 
-def test_the_core_has_at_most_2260_lines_of_code() -> None:
-    assert len(code_lines(SOURCE)) <= 2260
+def test_the_core_has_at_most_2275_lines_of_code() -> None:
+    assert len(code_lines(SOURCE)) <= 2275
 
 
 def test_functions_are_short() -> None:
@@ -192,7 +192,13 @@ def test_the_readme_has_a_row_for_every_option_and_no_other() -> None:
     assert sorted(named) == sorted(long_options())
 
 
-MORE = {"sign_key", "us_username", "us_password"}  # passwords stand in the environment only
+MORE = {
+    "sign_key",
+    "us_username",
+    "us_password",
+    "admin_email",
+    "admin_password",
+}  # passwords stand in the environment only
 SYSTEMD = {"notify_socket", "inherited", "watchdog", "journal"}  # settings that systemd makes
 
 

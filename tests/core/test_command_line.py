@@ -99,6 +99,7 @@ def test_help_names_every_option_and_a_line_to_try(options: Sequence[str], tmp_p
     assert (result.returncode, result.stderr) == (0, "")
     names = {each.name.replace("_", "-") for each in dataclasses.fields(Config)}
     others = {"notify-socket", "inherited", "watchdog", "journal", "us-username", "us-password"}
+    others |= {"admin-email", "admin-password"}
     for name in (names - others) | {"help", "version"}:
         assert re.search(rf"^ +(-h, )?--{name}\b", result.stdout, re.MULTILINE), name
     assert "curl -i -H 'x-ESP8266-version: 1.0.0' http://" in result.stdout

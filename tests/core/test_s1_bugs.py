@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import ota_server
-from ota_server import Catalog, DirectoryCatalog, Facts, Image, Release
+from ota_server import Catalog, DirectoryCatalog, Facts, Image, Release, Version
 from tests.conftest import put, site_of, wait_until
 from tests.core.wire import Script, Stand, dial, request, standing, started
 from tests.data.make_images import esp8266_image
@@ -255,6 +255,10 @@ class CountingCatalog:
 
     catalog: Catalog
     files: list[CountingFile]
+
+    def newest(self) -> Mapping[str, Version]:
+        """As it is."""
+        return self.catalog.newest()
 
     def projects(self) -> Sequence[str]:
         """As it is."""

@@ -29,19 +29,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from ota_fleet import ledger as ledger_module
 from ota_fleet import registry as registry_module
 from ota_fleet import schema
-from ota_fleet.registry import (
-    App,
-    Device,
-    Entry,
-    Registry,
-    Sighting,
-    StoredFile,
-    Token,
-    normal_id,
-)
-from ota_fleet.rows import clean
+from ota_fleet.ledger import Ledger
+from ota_fleet.registry import App, Device, Registry, Sighting, normal_id
+from ota_fleet.rows import Entry, Token, clean
 from ota_fleet.schema import SCRIPTS
 from ota_server import ESP32_FAMILY, Version
 from tests.conftest import wait_until
@@ -114,6 +107,11 @@ def ids(registry: Registry, **wanted: str) -> list[str]:
     return [device.id for device in registry.devices(**wanted, limit=1000)]
 
 
+def token(name: str, role: str, project: str, digest: str, number: int = 0) -> Token:
+    """A token of no single device."""
+    return Token(number, name, role, project, digest, "", NOW)
+
+
 @contextmanager
 def by_hand(path: Path) -> Iterator[sqlite3.Connection]:
     """Another program at the same file."""
@@ -145,6 +143,7 @@ def test_first_check_in_makes_the_device(registry: Registry) -> None:
         downloads=0,
         notes="",
         labels=(),
+        pin="",
         admitted=False,
     )
 
@@ -430,45 +429,49 @@ def test_whatever_stands_in_a_request_is_data(text: str, registry: Registry) -> 
     registry.admit(text, text)
     assert registry.admitted(clean(text)) == {clean(text)}
     assert registry.expel(text, text)
-    registry.add_token(text, text, text, text)
-    assert registry.token_by_digest(text) == Token(1, *[clean(text)] * 4)
+    Ledger(registry).add_token(token(text, text, text, text))
+    assert Ledger(registry).token_by_digest(text) == token(
+        clean(text), clean(text), clean(text), clean(text), 1
+    )
     registry.annotate(MAC, notes=text, labels=[text[:255]])
-    registry.audit(text, text, text, NOW)
+    Ledger(registry).audit(text, text, text, NOW)
     assert not registry.annotate(text, notes="")
     assert not registry.forget(text)
     assert registry.devices(text, text, text) == []
     assert registry.delete_app(text)
     assert registry.apps() == [bystander]
-    assert registry.verify_audit()
+    assert Ledger(registry).verify_audit()
     device = registry.device(MAC)
     assert device is not None
     assert (device.notes, device.labels) == (kept, (clean(text),))
 
 
 def test_token_is_found_by_its_digest_until_it_is_revoked(registry: Registry) -> None:
-    first = registry.add_token("CI", "publisher", "firmware", SHA256)
-    second = registry.add_token("door", "device", "", MD5)
-    assert registry.token_by_digest(SHA256) == Token(first, "CI", "publisher", "firmware", SHA256)
-    assert [token.id for token in registry.tokens()] == [first, second]
-    assert registry.revoke_token(second)
-    assert not registry.revoke_token(second)
-    assert not registry.revoke_token(10**30)
-    assert registry.token_by_digest(MD5) is None
+    first = Ledger(registry).add_token(token("CI", "publisher", "firmware", SHA256))
+    second = Ledger(registry).add_token(token("door", "device", "", MD5))
+    assert Ledger(registry).token_by_digest(SHA256) == token(
+        "CI", "publisher", "firmware", SHA256, first
+    )
+    assert [token.id for token in Ledger(registry).tokens()] == [first, second]
+    assert Ledger(registry).revoke_token(second)
+    assert not Ledger(registry).revoke_token(second)
+    assert not Ledger(registry).revoke_token(10**30)
+    assert Ledger(registry).token_by_digest(MD5) is None
 
 
 def test_id_of_a_token_is_never_used_again(path: Path) -> None:
     with opened(path) as registry:
-        first = registry.add_token("CI", "publisher", "", SHA256)
-        registry.revoke_token(first)
+        first = Ledger(registry).add_token(token("CI", "publisher", "", SHA256))
+        Ledger(registry).revoke_token(first)
     with opened(path) as registry:
-        assert registry.add_token("CI", "publisher", "", SHA256) > first
+        assert Ledger(registry).add_token(token("CI", "publisher", "", SHA256)) > first
 
 
 def test_the_same_token_twice_is_refused(registry: Registry) -> None:
-    registry.add_token("CI", "publisher", "", SHA256)
+    Ledger(registry).add_token(token("CI", "publisher", "", SHA256))
     with pytest.raises(ValueError, match="known already"):
-        registry.add_token("CI", "admin", "", SHA256)
-    assert [token.role for token in registry.tokens()] == ["publisher"]
+        Ledger(registry).add_token(token("CI", "admin", "", SHA256))
+    assert [token.role for token in Ledger(registry).tokens()] == ["publisher"]
 
 
 # -- 5. Audit -------------------------------------------------------------------------------------
@@ -478,18 +481,18 @@ def five_entries(path: Path) -> None:
     """A registry whose audit has five entries."""
     with opened(path) as registry:
         for number in range(1, 6):
-            registry.audit("ada", "upload", f"firmware {number}.0.0", NOW + number)
+            Ledger(registry).audit("ada", "upload", f"firmware {number}.0.0", NOW + number)
 
 
 def test_entry_has_the_digest_that_the_documentation_says(
     registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    registry.audit("ada", "upload", 'ü "1.0.0"', NOW)
-    registry.audit("bob", "withdraw", "", NOW + 1)
+    Ledger(registry).audit("ada", "upload", 'ü "1.0.0"', NOW)
+    Ledger(registry).audit("bob", "withdraw", "", NOW + 1)
     first = hashlib.sha256(f'[1,{NOW},"ada","upload","ü \\"1.0.0\\""]'.encode()).hexdigest()
     second = hashlib.sha256(f'{first}[2,{NOW + 1},"bob","withdraw",""]'.encode()).hexdigest()
-    assert registry.audit_log() == [
+    assert Ledger(registry).audit_log() == [
         Entry(1, NOW, "ada", "upload", 'ü "1.0.0"', first),
         Entry(2, NOW + 1, "bob", "withdraw", "", second),
     ]
@@ -500,14 +503,14 @@ def test_entry_has_the_digest_that_the_documentation_says(
 def test_audit_is_read_in_pages(path: Path) -> None:
     five_entries(path)
     with opened(path) as registry:
-        assert [entry.number for entry in registry.audit_log(2, 2)] == [3, 4]
-        assert registry.audit_log(5) == registry.audit_log(10**30) == []
-        assert len(registry.audit_log(-1, 10**30)) == 5
-        assert registry.verify_audit()
+        assert [entry.number for entry in Ledger(registry).audit_log(2, 2)] == [3, 4]
+        assert Ledger(registry).audit_log(5) == Ledger(registry).audit_log(10**30) == []
+        assert len(Ledger(registry).audit_log(-1, 10**30)) == 5
+        assert Ledger(registry).verify_audit()
 
 
 def test_empty_audit_is_sound(registry: Registry) -> None:
-    assert registry.verify_audit()
+    assert Ledger(registry).verify_audit()
 
 
 @pytest.mark.parametrize(
@@ -537,29 +540,29 @@ def test_audit_that_was_tampered_with_is_found(statement: str, path: Path) -> No
     with by_hand(path) as connection:
         connection.executescript(statement)
     with opened(path) as registry:
-        assert not registry.verify_audit()
+        assert not Ledger(registry).verify_audit()
 
 
 def test_audit_goes_on_behind_the_last_entry(path: Path) -> None:
     five_entries(path)
     five_entries(path)
     with opened(path) as registry:
-        assert [entry.number for entry in registry.audit_log()] == list(range(1, 11))
-        assert registry.verify_audit()
+        assert [entry.number for entry in Ledger(registry).audit_log()] == list(range(1, 11))
+        assert Ledger(registry).verify_audit()
 
 
 def test_threads_that_write_at_once_make_one_chain(registry: Registry) -> None:
     def write() -> None:
         for _ in range(25):
-            registry.audit("x", "y", "z", NOW)
+            Ledger(registry).audit("x", "y", "z", NOW)
 
     threads = [threading.Thread(target=write) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert len(registry.audit_log(limit=1000)) == 100
-    assert registry.verify_audit()
+    assert len(Ledger(registry).audit_log(limit=1000)) == 100
+    assert Ledger(registry).verify_audit()
 
 
 # -- 6. Who waits for whom ------------------------------------------------------------------------
@@ -580,7 +583,7 @@ def test_nobody_but_a_writer_waits_for_another_writer(path: Path) -> None:
         assert registry.devices()[0].version == "1.0.0"
         assert registry.device(MAC) is not None
         assert registry.admitted("firmware") == {MAC}
-        assert registry.audit_log() == []
+        assert Ledger(registry).audit_log() == []
         assert time.perf_counter() - began < schema.WAIT / 2
         assert writer.is_alive()  # it has waited all the time
         other.execute("ROLLBACK")
@@ -716,7 +719,7 @@ def test_connections_of_readers_do_not_pile_up(registry: Registry) -> None:
     barrier = threading.Barrier(20)
 
     def read() -> None:
-        with registry._reader() as connection:
+        with registry.reading() as connection:
             barrier.wait(10)
             connection.execute("SELECT 1").fetchall()
 
@@ -776,7 +779,7 @@ class Fleet(RuleBasedStateMachine):
         self.registry.flush()
         new = Device(
             normal_id(device), project, chip, version, image, None, "", "", self.now, self.now, got,
-            "", (), admitted=False,
+            "", (), "", admitted=False,
         )  # fmt: skip
         old = self.model.get(new.id)
         if old is not None:
@@ -944,6 +947,20 @@ ROWS: dict[int, list[tuple[str, tuple[object, ...]]]] = {
         ("UPDATE audit_head SET number = 1, digest = ?", (FIRST.follows(""),)),
     ],
     5: [("INSERT INTO stored_file VALUES (?, ?, ?, ?)", ("a.bin", SHA256, MD5, 7))],
+    6: [
+        ("INSERT INTO account VALUES (3, ?, 'admin', 'scrypt', ?)", ("ada@example.org", NOW)),
+        ("INSERT INTO session VALUES (?, 3, ?, ?)", (SHA256, NOW, NOW + 1)),
+    ],
+    7: [
+        ("INSERT INTO project VALUES ('p', '[]', ?)", (NOW,)),
+        ("INSERT INTO alias VALUES ('old', 'p')", ()),
+        (
+            "INSERT INTO release VALUES ('p', '1.0.0', 'sketch', 'esp8266', 0, 'p-1.0.0.bin', "
+            "?, ?, 7, '', ?, 'ada')",
+            (SHA256, MD5, NOW),
+        ),
+        ("INSERT INTO withdrawal VALUES ('p', ?, ?, 'ada', 'it loops')", (SHA256, NOW)),
+    ],
 }
 
 
@@ -966,10 +983,10 @@ def test_registry_of_every_earlier_release_is_brought_up_to_date(version: int, p
             assert device is not None
             assert (device.downloads, device.labels, device.admitted) == (3, ("a",), True)
             assert [app.device_id for app in registry.apps()] == ["Pump"][: version >= 2]
-            assert [token.id for token in registry.tokens()] == [7][: version >= 3]
-            assert len(registry.audit_log()) == (version >= 4)
+            assert [token.id for token in Ledger(registry).tokens()] == [7][: version >= 3]
+            assert len(Ledger(registry).audit_log()) == (version >= 4)
             assert len(registry.file_digests()) == (version >= 5)
-            assert registry.verify_audit()
+            assert Ledger(registry).verify_audit()
     with by_hand(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(SCRIPTS),)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -994,7 +1011,7 @@ def test_script_that_fails_leaves_the_registry_as_it_was(
             Registry(path)
     assert path.read_bytes() == before
     with opened(path) as registry:
-        assert registry.verify_audit()
+        assert Ledger(registry).verify_audit()
 
 
 def test_migration_that_cannot_be_written_is_no_damage(path: Path) -> None:
@@ -1095,7 +1112,7 @@ def test_damaged_registry_is_refused_and_left_as_it_is(name: str, path: Path) ->
 def test_every_truncation_is_refused(path: Path) -> None:
     five_entries(path)
     with opened(path) as registry:  # the last page ends with something, too
-        registry.put_file(StoredFile("a.bin", SHA256, MD5, 7))
+        registry.write("INSERT INTO withdrawal VALUES ('p', ?, ?, 'ada', 'it loops')", SHA256, NOW)
     whole = path.read_bytes()
     for size in range(0, len(whole) - 1, 1777):
         path.write_bytes(whole[:size])
@@ -1181,7 +1198,7 @@ def test_backup_while_others_write_is_sound(path: Path) -> None:
         while not done.is_set():
             for number in range(200):
                 registry.seen(SIGHTING._replace(device=mac(number)))
-            registry.audit("ada", "upload", "x" * 100, NOW)
+            Ledger(registry).audit("ada", "upload", "x" * 100, NOW)
             written.append(1)
             registry.flush()
 
@@ -1195,8 +1212,8 @@ def test_backup_while_others_write_is_sound(path: Path) -> None:
                 copy = path.with_name(f"copy{number % 2}")  # the old one is replaced
                 registry.backup(copy)
                 with opened(copy) as restored:
-                    assert len(restored.audit_log(limit=1000)) >= before
-                    assert restored.verify_audit()
+                    assert len(Ledger(restored).audit_log(limit=1000)) >= before
+                    assert Ledger(restored).verify_audit()
         finally:
             done.set()
             thread.join(10)
@@ -1252,16 +1269,19 @@ def test_rotten_backup_does_not_replace_the_old_one(
 
 WORK = """
 import sys
+from ota_fleet.ledger import Ledger
 from ota_fleet.registry import App, Registry, Sighting
+from ota_fleet.rows import Token
 registry, start = Registry(sys.argv[1]), int(sys.argv[2])
+ledger = Ledger(registry)
 for n in range(start, start + 100_000):
     for each in range(50):
         device = f"device-{each}"
         registry.seen(Sighting(device, "p", None, str(n), "", "", n, "", "::", n, True))
     registry.admit("p", f"device-{n}")
     registry.put_app(App(f"app-{n}", str(n), "x"))
-    registry.add_token(str(n), "device", "", f"digest-{n}")
-    registry.audit("ada", "admit", str(n), n)
+    ledger.add_token(Token(0, str(n), "device", "", f"digest-{n}", "", n))
+    ledger.audit("ada", "admit", str(n), n)
     print(n, flush=True)
     if n % 7 == 0:
         registry.flush()
@@ -1285,18 +1305,18 @@ def test_kill_at_any_moment_loses_nothing_that_was_acknowledged(path: Path) -> N
             numbers = set(range(1, last + 1))
             assert {f"device-{n}" for n in numbers} <= registry.admitted("p")
             assert {f"app-{n}" for n in numbers} <= {app.device_id for app in registry.apps()}
-            assert {str(n) for n in numbers} <= {token.name for token in registry.tokens()}
+            assert {str(n) for n in numbers} <= {token.name for token in Ledger(registry).tokens()}
             entries: list[Entry] = []
-            while page := registry.audit_log(len(entries), 1000):
+            while page := Ledger(registry).audit_log(len(entries), 1000):
                 entries += page
             assert {str(n) for n in numbers} <= {entry.what for entry in entries}
-            assert registry.verify_audit()
+            assert Ledger(registry).verify_audit()
             for app in registry.apps():  # what was not acknowledged may be there: clear it
                 if int(app.app_ver) > last:
                     registry.delete_app(app.device_id)
-            for token in registry.tokens():
+            for token in Ledger(registry).tokens():
                 if int(token.name) > last:
-                    registry.revoke_token(token.id)
+                    Ledger(registry).revoke_token(token.id)
         assert_sound(path)
 
 
@@ -1358,8 +1378,8 @@ def test_search_that_finds_nothing_is_quicker_than_reading_all(many: Registry) -
         (registry_module._CROWD_OUT, "device_by_age"),
         (registry_module._CROWD_OUT, "admission_by_device"),
         (registry_module._APPS + "WHERE device_id = ?", "sqlite_autoindex_device_app_1"),
-        (registry_module._TOKENS + "WHERE digest = ?", "sqlite_autoindex_token_1"),
-        (registry_module._ENTRIES, "sqlite_autoindex_audit_1"),
+        (ledger_module._TOKENS + "WHERE digest = ?", "sqlite_autoindex_token_1"),
+        (ledger_module._ENTRIES, "sqlite_autoindex_audit_1"),
     ],
 )
 def test_statement_uses_its_index(statement: str, index: str, many: Registry) -> None:
@@ -1400,7 +1420,7 @@ def test_all_sql_is_in_the_registry_its_schema_and_the_table_of_files() -> None:
             speaking.add(room.name)
         if re.search(r"^\s*(import|from) sqlite3", room.read_text(), re.MULTILINE):
             speaking.add(room.name)
-    assert speaking == {"files.py", "registry.py", "schema.py"}
+    assert speaking == {"files.py", "ledger.py", "registry.py", "schema.py"}
 
 
 def test_registry_has_no_clock() -> None:
@@ -1411,8 +1431,8 @@ def test_registry_has_no_clock() -> None:
 
 
 def test_values_of_an_entry_are_exported_as_they_were_signed(registry: Registry) -> None:
-    registry.audit("ada", "upload", "x", NOW)
-    entry = registry.audit_log()[0]
+    Ledger(registry).audit("ada", "upload", "x", NOW)
+    entry = Ledger(registry).audit_log()[0]
     again = Entry(**json.loads(json.dumps({
         "number": entry.number, "at": entry.at, "who": entry.who, "action": entry.action,
         "what": entry.what,
