@@ -13,9 +13,10 @@ from dataclasses import replace
 from ota_fleet import doctor, schema
 from ota_fleet.files import Store
 from ota_fleet.registry import Registry, Sighting, normal_id
-from ota_fleet.rules import not_whitelisted
+from ota_fleet.rules import not_again, not_whitelisted, towards_target, withdrawn
+from ota_fleet.stock import Stock
 from ota_fleet.two_step import TwoStep, by_credentials
-from ota_server import Event, Release, Site
+from ota_server import Access, Event, Release, Rule, Site, only_newer, same_image
 
 COMMANDS = {"check": doctor.main, "--backup": schema.backup}
 
@@ -29,19 +30,38 @@ def extend(site: Site) -> Site:
         registry = Registry(path, max_devices=config.max_devices)
     except RuntimeError as err:
         raise ValueError(str(err)) from err
+    store = Store(os.path.join(config.state, "files"), registry)
+    stock = Stock(site.catalog, registry, store)
     site = replace(
-        site,
+        with_stock(site, stock, registry),
         listeners=(*site.listeners, functools.partial(remember, registry)),
-        closers=(*site.closers, registry.close),
+        closers=(*site.closers, stock.close, registry.close, store.close),
     )
     if config.admit == "WHITELIST":
         rule = not_whitelisted(lambda name, mac: normal_id(mac) in registry.admitted(name))
         site = replace(site, rules=(*site.rules, rule))
     if not (config.us_username and config.us_password):
         return site
-    store = Store(os.path.join(config.state, "files"), registry)
     routes = TwoStep(registry, store, config.max_image).routes()
     return replace(site, guards=by_credentials(site), routes=(*routes, *site.routes))
+
+
+def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
+    """The site with uploaded releases beside the folder's, and the rules that know of them."""
+    others: dict[Rule, Rule] = {
+        only_newer: towards_target(registry.pin),
+        same_image: not_again(registry.pin),
+    }
+    guards = (
+        replace(each, catalog=stock) if isinstance(each, Access) else each for each in site.guards
+    )
+    return replace(
+        site,
+        catalog=stock,
+        guards=tuple(guards),  # they must read a path as the endpoints do
+        rules=(*(others.get(rule, rule) for rule in site.rules), withdrawn(stock.is_withdrawn)),
+        unasked=tuple(others.get(rule, rule) for rule in site.unasked),
+    )
 
 
 def remember(registry: Registry, event: Event) -> None:
