@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,48 @@ def test_credentials_come_from_the_environment_and_are_not_shown() -> None:
     assert (config.us_username, config.us_password) == ("sesame", "open")
     assert "sesame" not in repr(config)
     assert "'open'" not in repr(config)
+
+
+def backup(folder: Path, file: Path) -> subprocess.CompletedProcess[str]:
+    """What --backup does and says."""
+    options = ("--state", folder.parent / "state", "--backup", file)
+    return subprocess.run(
+        [sys.executable, "-I", with_fleet(folder.parent), *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_backup_is_made_while_the_server_runs_and_can_be_put_back(folder: Path) -> None:
+    kept = folder.parent / "kept.db"
+    with fleet(folder) as script:
+        script.wait_for(*CHECK)
+        with closing(Registry(folder.parent / "state" / "fleet.db")) as registry:
+            wait_until(lambda: registry.device(MAC) is not None)
+        done = backup(folder, kept)
+        script.wait_for(*CHECK)  # it went on
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{kept} holds what " in done.stdout
+    restored = folder.parent / "restored"
+    restored.mkdir()
+    kept.replace(restored / "fleet.db")
+    with closing(Registry(restored / "fleet.db")) as registry:
+        assert [device.id for device in registry.devices()] == [MAC]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_backup_that_cannot_be_made_says_why(folder: Path, there: bool) -> None:
+    if there:
+        with remembering(folder):
+            pass
+    file = folder.parent / ("nowhere/kept.db" if there else "kept.db")
+    done = backup(folder, file)
+    assert (done.returncode, done.stdout, file.exists()) == (1, "", False)
+    assert f"fleet.db is not copied to {file}: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder.parent / "state" / "fleet.db").exists() == there
 
 
 # -- 2. Who was here ------------------------------------------------------------------------------
