@@ -23,6 +23,7 @@ from ota_fleet.rules import not_whitelisted
 from ota_server import Event, Objection, Report, Site
 from tests.conftest import put, site_of, wait_until
 from tests.core.test_access import ask, text_of
+from tests.core.test_load import all_at_once, assert_calm, device
 from tests.core.test_s3 import ESP8266, bulb, lamp
 from tests.core.wire import PATIENCE, Script, copy_of_script, standing, started
 from tests.data.make_images import esp32_image, esp8266_image
@@ -314,6 +315,20 @@ def test_sightings_arrive_from_the_real_script(folder: Path) -> None:
     registry = Registry(folder.parent / "state" / "fleet.db")
     assert [device.id for device in registry.devices()] == [MAC]
     registry.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux' /proc")
+def test_a_thousand_devices_at_once_get_their_image_and_are_remembered(folder: Path) -> None:
+    image = (folder / "firmware-1.10.0.bin").read_bytes()
+    with fleet(folder, "--log", "warning") as script:
+        visits = all_at_once(script.port, [device(number) for number in range(1000)])
+        assert_calm(script)
+        assert script.end(signal.SIGTERM) == 0
+    assert {(visit.error, visit.status) for visit in visits} == {("", 200)}
+    assert all(visit.body == image for visit in visits)
+    with closing(Registry(folder.parent / "state" / "fleet.db")) as registry:
+        assert len(registry.devices(limit=1000)) == 1000
+        assert all(each.downloads == 1 for each in registry.devices(limit=1000))
 
 
 def test_log_still_tells_each_decision(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
