@@ -33,7 +33,7 @@ from ota_fleet import ledger as ledger_module
 from ota_fleet import registry as registry_module
 from ota_fleet import schema
 from ota_fleet.ledger import Ledger
-from ota_fleet.registry import App, Device, Registry, Sighting, normal_id
+from ota_fleet.registry import App, Device, Registry, Search, Sighting, normal_id
 from ota_fleet.rows import Entry, Token, clean
 from ota_fleet.schema import SCRIPTS
 from ota_server import ESP32_FAMILY, Version
@@ -104,7 +104,7 @@ def mac(number: int) -> str:
 
 def ids(registry: Registry, **wanted: str) -> list[str]:
     """The ids of one page of devices."""
-    return [device.id for device in registry.devices(**wanted, limit=1000)]
+    return [device.id for device in registry.devices(Search(**wanted), limit=1000)]
 
 
 def token(name: str, role: str, project: str, digest: str, number: int = 0) -> Token:
@@ -208,7 +208,7 @@ def test_mac_has_one_spelling(text: str, registry: Registry) -> None:
     saw(registry, SIGHTING._replace(device=text))
     assert ids(registry) == [MAC]
     assert registry.device(text) is not None
-    assert ids(registry, search=text) == [MAC]
+    assert ids(registry, text=text) == [MAC]
 
 
 def test_other_ids_stay_as_they_are(registry: Registry) -> None:
@@ -251,7 +251,7 @@ def test_whatever_a_device_says_is_kept_as_data(text: str, registry: Registry) -
     assert (device.id, device.project, device.chip, device.version) == (kept, kept, kept, kept)
     assert (device.image, device.sdk, device.address) == (kept, kept, kept)
     assert device.free_space == (1 << 63) - 1
-    assert ids(registry, project=text) == ids(registry, search=text) == [kept]
+    assert ids(registry, project=text) == ids(registry, text=text) == [kept]
     assert len(ids(registry)) == 2
 
 
@@ -271,10 +271,12 @@ def test_list_is_by_id_of_a_project_and_in_pages(registry: Registry) -> None:
     registry.flush()
     assert ids(registry) == [mac(number) for number in range(25)]
     assert ids(registry, project="p1") == [mac(number) for number in range(1, 25, 2)]
-    assert [device.id for device in registry.devices(after=mac(3), limit=2)] == [mac(4), mac(5)]
-    assert [device.id for device in registry.devices("p1", after=mac(3), limit=1)] == [mac(5)]
+    assert [device.id for device in registry.devices(after=[mac(3)], limit=2)] == [mac(4), mac(5)]
+    assert [device.id for device in registry.devices(Search("p1"), after=[mac(3)], limit=1)] == [
+        mac(5)
+    ]
     assert len(registry.devices(limit=0)) == 1
-    assert registry.devices(after=mac(24)) == registry.devices("p2") == []
+    assert registry.devices(after=[mac(24)]) == registry.devices(Search("p2")) == []
 
 
 @pytest.mark.parametrize(
@@ -285,14 +287,69 @@ def test_search_looks_at_all_that_is_known(search: str, registry: Registry) -> N
     saw(registry, SIGHTING._replace(device="other", project="", chip="", version="", address=""))
     saw(registry, SIGHTING)
     registry.annotate(MAC, notes="In the Kitchen", labels=["attic"])
-    assert ids(registry, search=search) == ids(registry, project="firmware", search=search) == [MAC]
-    assert ids(registry, search=f"{search}?") == []
+    assert ids(registry, text=search) == ids(registry, project="firmware", text=search) == [MAC]
+    assert ids(registry, text=f"{search}?") == []
 
 
 @pytest.mark.parametrize("search", ["%", "_", "!", "firmware%", "esp_266", "firmware\tesp9"])
 def test_search_has_no_wild_cards(search: str, registry: Registry) -> None:
     saw(registry, SIGHTING)
-    assert ids(registry, search=search) == []
+    assert ids(registry, text=search) == []
+
+
+SORTS = [f"{down}{by}" for by in ("id", "project", "version", "last_seen") for down in ("", "-")]
+MIXED = [  # version, project, last seen; versions in the order of SemVer, twice each but the first
+    ("", "b", 3), ("2 (as it says)", "a", 1), ("2 (as it says)", "a", 1), ("1.0.0-rc.1", "b", 2),
+    ("1.9.0", "", 5), ("1.9.0", "b", 2), ("1.10.0", "a", 9), ("1.10.0", "c", 1), ("10.0.0", "a", 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, 1000])
+@pytest.mark.parametrize("sort", SORTS)
+def test_pages_of_every_order_have_each_device_once(
+    sort: str, limit: int, registry: Registry
+) -> None:
+    for number, (version, project, at) in enumerate(MIXED):
+        seen = SIGHTING._replace(device=mac(number), version=version, project=project, at=at)
+        registry.seen(seen)
+    registry.flush()
+    search, found = Search(sort=sort), list[Device]()
+    while page := registry.devices(search, search.place(found[-1]) if found else (), limit):
+        found += page
+    column = {"project": 1, "last_seen": 2}.get(sort.strip("-"))
+    order = [("" if column is None else row[column], mac(n)) for n, row in enumerate(MIXED)]
+    wanted = sorted(order, reverse=sort[0] == "-")
+    assert [device.id for device in found] == [device for _, device in wanted]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({"chip": "esp8266"}, "a"), ({"chip": "esp"}, ""), ({"version": "1.10.0"}, "b"),
+        ({"version": "1.1"}, ""), ({"label": "attic"}, "ab"), ({"label": "Attic"}, ""),
+        ({"label": "att"}, ""), ({"label": ", "}, ""), ({"label": 'x", "y'}, "b"),
+        ({"label": "x"}, ""), ({"label": "%"}, ""), ({"label": "ä"}, "a"), ({"label": "\n"}, "a"),
+        ({"label": "attic", "chip": "esp32c3", "project": "q", "text": "Q"}, "b"),
+    ],
+)  # fmt: skip
+def test_list_is_narrowed_by_each_word_exactly(
+    wanted: dict[str, str], found: str, registry: Registry
+) -> None:
+    saw(registry, SIGHTING._replace(device="a"))
+    saw(registry, SIGHTING._replace(device="b", project="q", chip="esp32c3", version="1.10.0"))
+    registry.annotate("a", labels=["attic", "ä", "\n"])
+    registry.annotate("b", labels=["attic", 'x", "y'])
+    for sort in SORTS:
+        assert sorted(ids(registry, sort=sort, **wanted)) == list(found)
+
+
+def test_admissions_are_listed_in_pages(registry: Registry) -> None:
+    for number in range(5):
+        registry.admit("firmware", mac(number))
+        registry.admit("other", mac(9))
+    assert registry.admissions("firmware", limit=3) == [mac(0), mac(1), mac(2)]
+    assert registry.admissions("firmware", mac(2)) == [mac(3), mac(4)]
+    assert registry.admissions("firmware", mac(4)) == registry.admissions("none") == []
 
 
 def test_page_has_at_most_a_thousand(registry: Registry) -> None:
@@ -437,7 +494,7 @@ def test_whatever_stands_in_a_request_is_data(text: str, registry: Registry) -> 
     Ledger(registry).audit(text, text, text, NOW)
     assert not registry.annotate(text, notes="")
     assert not registry.forget(text)
-    assert registry.devices(text, text, text) == []
+    assert registry.devices(Search(text, text), [text]) == []
     assert registry.delete_app(text)
     assert registry.apps() == [bystander]
     assert Ledger(registry).verify_audit()
@@ -589,7 +646,7 @@ def test_nobody_but_a_writer_waits_for_another_writer(path: Path) -> None:
         other.execute("ROLLBACK")
         writer.join(10)
         registry.flush()
-        assert len(registry.devices(after=mac(8999), limit=1000)) >= 1000
+        assert len(registry.devices(after=[mac(8999)], limit=1000)) >= 1000
 
 
 READ = """
@@ -848,18 +905,18 @@ class Fleet(RuleBasedStateMachine):
         ]
         assert self.registry.devices() == wanted
         for project in ("a", "_"):
-            assert self.registry.devices(project) == [
+            assert self.registry.devices(Search(project)) == [
                 each for each in wanted if each.project == project
             ]
             ids = {device for name, device in self.admissions if name == project}
             assert self.registry.admitted(project) == ids
-        assert self.registry.devices(search="%") == [
+        assert self.registry.devices(Search(text="%")) == [
             each
             for each in wanted
             if "%" in (each.id + each.chip + each.version + each.notes + each.project)
         ]
         paged: list[Device] = []
-        while page := self.registry.devices(after=paged[-1].id if paged else "", limit=2):
+        while page := self.registry.devices(after=[paged[-1].id] if paged else (), limit=2):
             paged += page
         assert paged == wanted
         assert [self.registry.device(each.id) for each in wanted] == wanted
@@ -1346,34 +1403,43 @@ def quickest(work: Callable[[], object]) -> float:
 
 
 def test_page_costs_the_same_wherever_it_is(many: Registry) -> None:
-    whole = quickest(lambda: [many.devices(after=mac(n), limit=1000) for n in range(0, 9999, 1000)])
+    whole = quickest(
+        lambda: [many.devices(after=[mac(n)], limit=1000) for n in range(0, 9999, 1000)]
+    )
     for project, search, after in (
-        ("", "", ""),
-        ("", "", mac(9000)),
-        ("p7", "", ""),
-        ("p7", "", mac(7000)),
-        ("", "7F:00", ""),
+        ("", "", ()),
+        ("", "", [mac(9000)]),
+        ("p7", "", ()),
+        ("p7", "", [mac(7000)]),
+        ("", "7F:00", ()),
     ):
-        page = functools.partial(many.devices, project, search, after)
+        page = functools.partial(many.devices, Search(project, search), after)
         assert len(page()) == 100
         assert quickest(page) < whole / 10  # of 100 pages that size, this is one
     assert quickest(lambda: many.device(mac(5000))) < whole / 100
 
 
 def test_search_that_finds_nothing_is_quicker_than_reading_all(many: Registry) -> None:
-    whole = quickest(lambda: [many.devices(after=mac(n), limit=1000) for n in range(0, 9999, 1000)])
-    assert quickest(lambda: many.devices(search="nowhere")) < whole * 2
-    assert quickest(lambda: many.devices("p7", search="nowhere")) < whole / 4
+    whole = quickest(
+        lambda: [many.devices(after=[mac(n)], limit=1000) for n in range(0, 9999, 1000)]
+    )
+    assert quickest(lambda: many.devices(Search(text="nowhere"))) < whole * 2
+    assert quickest(lambda: many.devices(Search("p7", "nowhere"))) < whole / 4
+
+
+_SORTED = registry_module._SORTED
+_PAGE = registry_module._DEVICES + registry_module._FOUND
+_OF_P7 = registry_module._DEVICES + registry_module._OF_PROJECT + registry_module._FOUND
 
 
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (registry_module._DEVICES + registry_module._PAGE, "PRIMARY KEY|sqlite_autoindex_device_1"),
-        (
-            registry_module._DEVICES + "project = ? AND " + registry_module._PAGE,
-            "device_by_project",
-        ),
+        (_PAGE + "".join(_SORTED["id"]), "PRIMARY KEY|sqlite_autoindex_device_1"),
+        (_PAGE + "".join(_SORTED["-id"]), "PRIMARY KEY|sqlite_autoindex_device_1"),
+        (_PAGE + "".join(_SORTED["project"]), "device_by_project"),
+        (_PAGE + "".join(_SORTED["-last_seen"]), "device_by_age"),
+        (_OF_P7 + "".join(_SORTED["id"]), "device_by_project"),
         (registry_module._DEVICES + "id = ?", "sqlite_autoindex_device_1"),
         (registry_module._CROWD_OUT, "device_by_age"),
         (registry_module._CROWD_OUT, "admission_by_device"),
