@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple, Self
 
@@ -106,6 +106,27 @@ class App:
     device_id: str  # as it was given: no MAC is rewritten
     app_ver: str  # the version to update from
     update_file_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A person who may sign in."""
+
+    id: int
+    email: str  # in lower case
+    role: str
+    password: str = field(repr=False)  # hashed, as accounts.py does it
+    created: int  # UTC seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A browser in which somebody signed in."""
+
+    digest: str  # of what the browser has
+    account: int
+    created: int  # UTC seconds
+    expires: int  # UTC seconds; from then on it opens nothing
 
 
 @dataclass(frozen=True, slots=True)
