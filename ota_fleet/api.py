@@ -12,10 +12,12 @@ import base64
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from ota_fleet.accounts import Accounts, Actor
+from ota_fleet.files import room
 from ota_fleet.openapi import BASE, JSON, MAX_JSON, PROBLEM, Operation, read_body, read_query
 from ota_server import (
     RETRY_SECONDS,
@@ -97,7 +99,8 @@ class Api:
         actor = self._actor(operation, names, request)
         query = read_query(operation, request.query)
         body = read_body(operation, request.body) if operation.body is not None else {}
-        result = operation.run(Call(site, request, actor, names, query, body))
+        with room():
+            result = operation.run(Call(site, request, actor, names, query, body))
         if isinstance(result, Reply):
             return result
         if operation.status == HTTPStatus.NO_CONTENT:
@@ -118,7 +121,10 @@ class Api:
         """Who asks. Refused: 401, 403."""
         if not operation.role:
             return NOBODY
-        return self._accounts.require(request, operation.role, names.get("project", ""))
+        project = names.get("project", "")
+        if operation.anywhere and (known := self._accounts.actor(request)):
+            project = known.project
+        return self._accounts.require(request, operation.role, project)
 
 
 def pattern_of(path: str) -> re.Pattern[str]:
@@ -148,20 +154,34 @@ def problem(refused: Refused, _path: str = "") -> Reply:
     return body_reply(status.value, PROBLEM, body, *headers)
 
 
-def refusal_by_path(
-    others: Callable[[Refused, str], Reply], refused: Refused, path: str
-) -> Reply:
+def refusal_by_path(others: Callable[[Refused, str], Reply], refused: Refused, path: str) -> Reply:
     """problem() for this API, and for other paths what they have."""
     return (problem if BELOW.fullmatch(path) else others)(refused, path)
+
+
+def elsewhere(guard: Callable[[Request], None], request: Request) -> None:
+    """A guard, for all other paths."""
+    if BELOW.fullmatch(request.path) is None:
+        guard(request)
 
 
 # -- Pages of lists --------------------------------------------------------------------------------
 
 
-def page_of(items: Sequence[Any], limit: int, place: Callable[[Any], Iterable[str | int]]) -> Any:
+def page_of(
+    items: Sequence[Any], limit: int, place: Callable[[Any], Iterable[str | int]]
+) -> dict[str, Any]:
     """One page, and the cursor behind its last item; a page that is not full is the last."""
     more = len(items) >= limit
-    return {"items": items, "next": write_cursor(place(items[-1])) if more else None}
+    found = [asdict(each) if is_dataclass(each) else each for each in items]  # type: ignore[arg-type]
+    return {"items": found, "next": write_cursor(place(items[-1])) if more else None}
+
+
+def read_number(text: str) -> int:
+    """A number in a path. Refused: 404, it is none."""
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise Refused(404, f"{shown(text)} is no number, so nothing is here")
+    return int(text)
 
 
 def write_cursor(place: Iterable[str | int]) -> str:

@@ -16,6 +16,9 @@ from http import HTTPStatus
 from typing import Any, BinaryIO, NoReturn
 from urllib.parse import unquote_plus
 
+from ota_fleet.accounts import ROLES, cookie_name
+from ota_fleet.registry import MAX_LABELS, MAX_PAGE
+from ota_fleet.rows import MAX_LONG, MAX_TEXT
 from ota_server import Refused, __version__, shown
 
 BASE = "/api/v1"
@@ -128,6 +131,7 @@ class Operation:
     query: Mapping[str, Schema] | None = None  # parameters, of which none is needed; None: none
     body: Schema | None = None  # of JSON
     upload: bool = False  # takes an image
+    anywhere: bool = False  # for who is of one project, too: `run` looks whether it is of that
     answer: Schema | None = None  # of JSON
     kind: str = JSON  # of the answer
     status: int = 200  # of success
@@ -201,14 +205,16 @@ PROBLEMS = {
 }
 
 
-def document(operations: Iterable[Operation], cookie: str) -> dict[str, Any]:
-    """The OpenAPI 3.1 document; `cookie` is what a session's is called."""
+def document(operations: Iterable[Operation], *, secure: bool) -> dict[str, Any]:
+    """The OpenAPI 3.1 document, for who asks by TLS or not."""
     paths: dict[str, Any] = {}
     for each in operations:
         paths.setdefault(BASE + each.path, {})[each.method.lower()] = _described_operation(each)
+    cookie = {"type": "apiKey", "in": "cookie", "name": cookie_name(secure=secure)}
+    more = "What changes something needs X-CSRF-Token, too, which GET session tells."
     schemes = {
         "token": {"type": "http", "scheme": "bearer"},
-        "session": {"type": "apiKey", "in": "cookie", "name": cookie},
+        "session": {**cookie, "description": more},
     }
     return {
         "openapi": "3.1.0",
@@ -320,7 +326,8 @@ NOTES = record(
 )
 ROLE = text(enum=[*ROLES])
 ACCOUNT = record(id=number(), email=text(), role=ROLE, created=WHEN)
-CREDENTIALS = record(email=NAME, password=text())
+PASSWORD = text("10 characters or more", maxLength=1000)
+CREDENTIALS = record(email=NAME, password=PASSWORD)
 SESSION = record(
     name=text("who it is, as in the audit"),
     role=text(),

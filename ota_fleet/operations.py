@@ -1,37 +1,29 @@
 """What the JSON API can do: the table of its operations, and what each of them does.
 
-    TABLE row --> a function of Operations: Call --> what becomes JSON, a Reply, or Refused
+    row of table() -> a function here: Call -> what becomes JSON, a Reply, or Refused
 
-Who may is in the table, and was asked before. Where a token is for one project, and the path names
-none, the function looks itself: `within`. Whatever changes something stands in the audit, in the
-same transaction. Times are UTC seconds.
+Who may is in the table and was asked before. Where a token is for one project and the path names
+none, the function looks itself: within(). What changes something stands in the audit, in the same
+transaction.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import FileIO
 from typing import Any
 
-from ota_fleet.accounts import ROLES, Account, Accounts, Actor, allow
-from ota_fleet.api import Call, json_of, page_of, read_cursor, write_cursor
+from ota_fleet import openapi
+from ota_fleet.accounts import Accounts, Actor, allow
+from ota_fleet.api import Call, json_of, page_of, read_cursor, read_number
 from ota_fleet.ledger import Ledger
-from ota_fleet.openapi import (
-    Operation,
-    Schema,
-    document,
-    flag,
-    number,
-    record,
-    several,
-    text,
-)
-from ota_fleet.registry import MAX_LABELS, MAX_PAGE, Device, Registry, Search
-from ota_fleet.rows import MAX_INTEGER, MAX_LONG, MAX_TEXT, Entry, Token
+from ota_fleet.openapi import Operation, page, record
+from ota_fleet.registry import MAX_PAGE, Device, Registry, Search
 from ota_server import (
     UNCACHED,
     Image,
@@ -44,74 +36,257 @@ from ota_server import (
     unnamed_file,
 )
 
-# -- 1. Shapes -------------------------------------------------------------------------------------
 
-WHEN = number("UTC seconds")
-NAME = text(minLength=1, maxLength=MAX_TEXT)
-VERSION = text("a semantic version such as 1.2.3, in its normal form")
-PAGE: Mapping[str, Schema] = {
-    "limit": number("items of a page at most", minimum=1, maximum=MAX_PAGE, default=100),
-    "cursor": text("where the page begins: `next` of the page before"),
-}
-SORTS = [f"{down}{by}" for by in ("id", "last_seen", "version", "project") for down in ("", "-")]
-NUMBER = text("a number", pattern="^[0-9]{1,18}$")
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """The functions, and what they work on."""
 
-DEVICE = record(
-    id=text("a MAC address as AA:BB:CC:DD:EE:FF, or what the device gave"),
-    project=text("what it asked for last; empty, here and below: it never said"),
-    chip=text(),
-    version=text("the one it runs"),
-    image=text("digest of what it runs: SHA-256, or MD5, in hex"),
-    free_space={"type": ["integer", "null"], "description": "bytes"},
-    sdk=text(),
-    address=text("IP address"),
-    first_seen=WHEN,
-    last_seen=WHEN,
-    downloads=number("images it was given"),
-    notes=text(),
-    labels=several(text()),
-    pin=text("the one version it is to run; empty: the newest"),
-    admitted=flag("to its project"),
-)
-NOTES = record(
-    None,
-    notes=text(maxLength=MAX_LONG),
-    labels=several(NAME, maxItems=MAX_LABELS),
-    pin=text("a version; empty: none", maxLength=MAX_TEXT),
-)
-ACCOUNT = record(
-    id=number(), email=text(), role=text(enum=[*ROLES]), created=WHEN
-)
-PASSWORD = text(maxLength=1000)
-CREDENTIALS = record(email=NAME, password=PASSWORD)
-SESSION = record(
-    name=text("who it is, as in the audit"),
-    role=text(),
-    project=text("the only one; empty: all"),
-    csrf=text("X-CSRF-Token of what changes something; empty: none is needed"),
-)
-TOKEN = record(
-    id=number(),
-    name=text(),
-    role=text(enum=[*ROLES, "device"]),
-    project=text("the only one; empty: all"),
-    device=text("the only one; empty: it is for none"),
-    created=WHEN,
-)
-ENTRY = record(
-    number=number("1, 2, 3... without a gap"),
-    at=WHEN,
-    who=text(),
-    action=text(),
-    what=text(),
-    digest=text("SHA-256, in hex, of the digest before and of the JSON of the other five, a list"),
-)
+    accounts: Accounts
+    registry: Registry
+    ledger: Ledger
+    folder: str  # for files without a name
+    now: Callable[[], float] = time.time
+
+    def table(self) -> tuple[Operation, ...]:
+        """All operations, in the order of the document."""
+        return (*self._of_people(), *self._of_devices(), *self._of_audit())
+
+    @contextmanager
+    def _recording(self, call: Call, action: str) -> Iterator[list[str]]:
+        """A transaction, and what its entry in the audit says. ValueError in it: a 422."""
+        with sentences(), self.ledger.recording(call.actor.name, action, int(self.now())) as found:
+            yield found[1]
+
+    # -- People and tokens -------------------------------------------------------------------------
+
+    def _of_people(self) -> tuple[Operation, ...]:
+        setup = record(secret=openapi.NAME, **openapi.CREDENTIALS["properties"])
+        opened = record(**openapi.CREDENTIALS["properties"], role=openapi.ROLE)
+        change = record(None, password=openapi.PASSWORD, role=openapi.ROLE)
+        wish = {each: openapi.TOKEN["properties"][each] for each in ("name", "role")}
+        more = {each: openapi.TOKEN["properties"][each] for each in ("project", "device")}
+        minted = record(**openapi.TOKEN["properties"], token=openapi.text("shown this once only"))
+        return (
+            Operation(
+                "POST", "/setup", "", "Makes the first administrator", self.set_up,
+                body=setup, status=204, refusals=(403, 409),
+            ),
+            Operation(
+                "POST", "/session", "", "Signs in; the session is a cookie", self.sign_in,
+                body=openapi.CREDENTIALS, answer=openapi.SESSION, status=201,
+                refusals=(401, 403, 429, 503),
+            ),
+            Operation(
+                "GET", "/session", "viewer", "Who asks", self.session, answer=openapi.SESSION
+            ),
+            Operation("DELETE", "/session", "viewer", "Signs out", self.sign_out, status=204),
+            Operation(
+                "GET", "/accounts", "admin", "Who may sign in", self.list_accounts,
+                query=openapi.PAGE, answer=page(openapi.ACCOUNT),
+            ),
+            Operation(
+                "POST", "/accounts", "admin", "Makes an account", self.open_account,
+                body=opened, answer=openapi.ACCOUNT, status=201, refusals=(503,),
+            ),
+            Operation(
+                "PATCH", "/accounts/{account}", "admin", "Sets password or role; a new password "
+                "ends the sessions", self.change_account, body=change, answer=openapi.ACCOUNT,
+                refusals=(503,),
+            ),
+            Operation(
+                "DELETE", "/accounts/{account}", "admin", "Takes an account away",
+                self.close_account, status=204, refusals=(409,),
+            ),
+            Operation(
+                "GET", "/tokens", "admin", "Tokens, but not what they are", self.list_tokens,
+                query=openapi.PAGE, answer=page(openapi.TOKEN),
+            ),
+            Operation(
+                "POST", "/tokens", "admin", "Makes a token", self.mint,
+                body=record(more, **wish, **more), answer=minted, status=201,
+            ),
+            Operation(
+                "DELETE", "/tokens/{token}", "admin", "Takes a token back", self.revoke, status=204
+            ),
+        )  # fmt: skip
+
+    def set_up(self, call: Call) -> None:
+        """POST setup."""
+        with sentences():
+            self.accounts.set_up(**call.body)
+
+    def sign_in(self, call: Call) -> Reply:
+        """POST session."""
+        actor, cookie = self.accounts.sign_in(call.request, **call.body)
+        return json_of(201, about(actor), ("Set-Cookie", cookie))
+
+    def session(self, call: Call) -> dict[str, Any]:
+        """GET session."""
+        return about(call.actor)
+
+    def sign_out(self, call: Call) -> Reply:
+        """DELETE session."""
+        return Reply(204, (("Set-Cookie", self.accounts.sign_out(call.request)), UNCACHED))
+
+    def list_accounts(self, call: Call) -> dict[str, Any]:
+        """GET accounts."""
+        found = map(without("password"), self.accounts.accounts())
+        return listed(found, call, lambda each: each["id"])
+
+    def open_account(self, call: Call) -> dict[str, Any]:
+        """POST accounts."""
+        with sentences():
+            number = self.accounts.open_account(**call.body, who=call.actor.name)
+        return self._account(number)
+
+    def change_account(self, call: Call) -> dict[str, Any]:
+        """PATCH accounts/{account}."""
+        number = read_number(call.path["account"])
+        with sentences():
+            self.accounts.change_account(number, **call.body, who=call.actor.name)
+        return self._account(number)
+
+    def close_account(self, call: Call) -> None:
+        """DELETE accounts/{account}."""
+        self.accounts.close_account(read_number(call.path["account"]), who=call.actor.name)
+
+    def _account(self, number: int) -> dict[str, Any]:
+        """As it is now. Refused: 404, it just went."""
+        for each in self.accounts.accounts():
+            if each.id == number:
+                return without("password")(each)
+        raise Refused(404, f"there is no account {number}")
+
+    def list_tokens(self, call: Call) -> dict[str, Any]:
+        """GET tokens."""
+        return listed(map(without("digest"), self.accounts.tokens()), call, lambda each: each["id"])
+
+    def mint(self, call: Call) -> dict[str, Any]:
+        """POST tokens."""
+        wish = {"project": "", "device": "", **call.body}
+        with sentences():
+            number, token = self.accounts.mint(**wish, who=call.actor.name)
+        known = next(each for each in self.ledger.tokens() if each.id == number)
+        return {**without("digest")(known), "token": token}
+
+    def revoke(self, call: Call) -> None:
+        """DELETE tokens/{token}."""
+        self.accounts.revoke(read_number(call.path["token"]), who=call.actor.name)
+
+    # -- Devices -----------------------------------------------------------------------------------
+
+    def _of_devices(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET", "/devices", "viewer", "Devices, in any of several orders",
+                self.list_devices, query=openapi.FILTERS, answer=page(openapi.DEVICE),
+                anywhere=True,
+            ),
+            Operation(
+                "GET", "/devices/{device}", "viewer", "What is known of a device", self.device,
+                answer=openapi.DEVICE, anywhere=True,
+            ),
+            Operation(
+                "PATCH", "/devices/{device}", "publisher", "Sets notes, labels or pin",
+                self.annotate, body=openapi.NOTES, answer=openapi.DEVICE, anywhere=True,
+            ),
+            Operation(
+                "DELETE", "/devices/{device}", "publisher", "Forgets a device, but not its "
+                "admissions", self.forget, status=204, anywhere=True,
+            ),
+        )  # fmt: skip
+
+    def list_devices(self, call: Call) -> dict[str, Any]:
+        """GET devices."""
+        words = dict(call.query)
+        limit, cursor = words.pop("limit", 100), words.pop("cursor", "")
+        words["project"] = within(call.actor, words.get("project", ""))
+        words["text"] = words.pop("q", "")
+        words["version"] = normal(words.get("version", ""))
+        search = Search(**words)
+        by = search.sort.removeprefix("-")
+        kinds = (str,) if by == "id" else (int if by == "last_seen" else str, str)
+        found = self.registry.devices(search, read_cursor(cursor, *kinds), limit)
+        return page_of(found, limit, search.place)
+
+    def device(self, call: Call) -> dict[str, Any]:
+        """GET devices/{device}."""
+        return asdict(self._device(call))
+
+    def annotate(self, call: Call) -> dict[str, Any]:
+        """PATCH devices/{device}."""
+        device = self._device(call).id
+        with self._recording(call, "annotate device") as what:
+            if call.body and self.registry.annotate(device, **call.body):
+                what.append(f"{device} {json.dumps(call.body, ensure_ascii=False)}")
+        return self.device(call)
+
+    def forget(self, call: Call) -> None:
+        """DELETE devices/{device}."""
+        device = self._device(call).id
+        with self._recording(call, "forget device") as what:
+            if self.registry.forget(device):
+                what.append(device)
+
+    def _device(self, call: Call) -> Device:
+        """The device of the path. Refused: 404; 403, it is of a project that is not the token's."""
+        found = self.registry.device(call.path["device"])
+        if found is None:
+            raise Refused(404, f"the device {shown(call.path['device'])} is not known")
+        allow(call.actor, call.actor.role, found.project)
+        return found
+
+    # -- Audit -------------------------------------------------------------------------------------
+
+    def _of_audit(self) -> tuple[Operation, ...]:
+        after = openapi.number("only entries behind this one", minimum=0, maximum=(1 << 63) - 1)
+        return (
+            Operation(
+                "GET", "/audit", "admin", "Who did what, the oldest first", self.audit,
+                query=openapi.PAGE, answer=page(openapi.ENTRY),
+            ),
+            Operation(
+                "GET", "/audit.jsonl", "admin", "The same in one file, an entry a line",
+                self.export, query={"after": after}, kind="application/jsonl",
+            ),
+            Operation(
+                "GET", "/openapi.json", "", "This document", self.document,
+                answer={"type": "object"},
+            ),
+        )  # fmt: skip
+
+    def audit(self, call: Call) -> dict[str, Any]:
+        """GET audit."""
+        limit = call.query.get("limit", 100)
+        (after,) = read_cursor(call.query.get("cursor", ""), int) or [0]
+        return page_of(self.ledger.audit_log(after, limit), limit, lambda entry: [entry.number])
+
+    def export(self, call: Call) -> Reply:
+        """GET audit.jsonl, through a file: it may be of any length."""
+        last = call.query.get("after", 0)
+        with unnamed_file(self.folder) as file:
+            while entries := self.ledger.audit_log(last, MAX_PAGE):
+                file.writelines(f"{json.dumps(asdict(each))}\n".encode() for each in entries)
+                last = entries[-1].number
+            file.flush()
+            copy = FileIO("audit.jsonl", opener=lambda *_: os.dup(file.fileno()))
+        identity = identity_of(os.fstat(copy.fileno()))
+        size = identity[2]
+        headers = (
+            ("Content-Type", "application/jsonl"),
+            ("Content-Length", str(size)),
+            ("Content-Disposition", attachment("audit.jsonl")),
+            UNCACHED,
+        )
+        image = Image(copy, size, "", "", identity)
+        return Reply(200, headers, image, range(size), f"- {call.request.peer}")
+
+    def document(self, call: Call) -> dict[str, Any]:
+        """GET openapi.json."""
+        return openapi.document(self.table(), secure=call.request.secure)
 
 
-def page(items: Schema) -> Schema:
-    """What a list answers."""
-    following = {"type": ["string", "null"], "description": "the next ?cursor=; null: no more"}
-    return record(items=several(items), next=following)
+# -- Words -----------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -123,13 +298,38 @@ def sentences() -> Iterator[None]:
         raise Refused(422, str(err)) from err
 
 
-def listed(found: Iterable[Any], call: Call, place: Callable[[Any], str | int]) -> dict[str, Any]:
-    """A page of what is all in memory, by its place; asdict() makes the items."""
+def within(actor: Actor, project: str) -> str:
+    """The project that is meant, "" for all: that of a token, if it has one. Refused: 403."""
+    project = project or actor.project
+    allow(actor, actor.role, project)
+    return project
+
+
+def about(actor: Actor) -> dict[str, Any]:
+    """What somebody is told of himself."""
+    return {each: getattr(actor, each) for each in ("name", "role", "project", "csrf")}
+
+
+def without(secret: str) -> Callable[[Any], dict[str, Any]]:
+    """What makes a dictionary of a row, but for one field."""
+    return lambda row: {name: value for name, value in asdict(row).items() if name != secret}
+
+
+def normal(version: str) -> str:
+    """A version as it is stored; what is none, as it is."""
+    try:
+        return str(Version.parse(version))
+    except ValueError:
+        return version
+
+
+def listed(
+    found: Iterable[Mapping[str, Any]], call: Call, place: Callable[[Any], str | int]
+) -> dict[str, Any]:
+    """A page of what is all in memory, by its place."""
     ordered = sorted(found, key=place)
-    if ordered:
-        after = read_cursor(call.query.get("cursor", ""), type(place(ordered[0])))
-        ordered = [each for each in ordered if not after or place(each) > after[0]]
+    kinds = {type(place(each)) for each in ordered[:1]} or {str}
+    after = read_cursor(call.query.get("cursor", ""), *kinds)
+    ordered = [each for each in ordered if not after or place(each) > after[0]]
     limit = call.query.get("limit", 100)
-    more = len(ordered) > limit
-    items = ordered[:limit]
-    return {"items": items, "next": write_cursor([place(items[-1])]) if more else None}
+    return page_of(ordered[:limit], limit, lambda each: [place(each)])

@@ -143,7 +143,7 @@ class Registry:
         self._batch: list[Sighting] = []  # taken from the queue, not written yet
         self._outage = False  # that nothing can be written just now was said
         self._full = False  # that devices are forgotten was said
-        self._lock = threading.Lock()  # of both writing connections; SQLite has one writer anyway
+        self._lock = threading.RLock()  # of both writing connections; SQLite has one writer anyway
         self._often = self._connection("PRAGMA synchronous = NORMAL")  # no sync for each batch
         self._surely = self._connection("PRAGMA synchronous = FULL")
         self._idle: list[Connection] = []
@@ -402,9 +402,16 @@ class Registry:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that is on the disk, and in everybody's memory, when this is left."""
-        with self._lock, transaction(self._surely) as connection:
-            yield connection
+        """A transaction that is on the disk, and in everybody's memory, when this is left.
+
+        What is written inside by the same thread belongs to it.
+        """
+        with self._lock:
+            if self._surely.in_transaction:
+                yield self._surely
+                return
+            with transaction(self._surely) as connection:
+                yield connection
         self.refresh()
 
     def rows(self, statement: str, *values: str | int) -> list[Any]:
