@@ -11,12 +11,13 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-from ota_fleet.accounts import Accounts, Actor
+from ota_fleet.accounts import Accounts, Actor, allow
 from ota_fleet.files import room
 from ota_fleet.openapi import BASE, JSON, MAX_JSON, PROBLEM, Operation, read_body, read_query
 from ota_server import (
@@ -27,6 +28,7 @@ from ota_server import (
     Request,
     Route,
     Site,
+    Version,
     body_reply,
     shown,
 )
@@ -159,22 +161,56 @@ def refusal_by_path(others: Callable[[Refused, str], Reply], refused: Refused, p
     return (problem if BELOW.fullmatch(path) else others)(refused, path)
 
 
-def elsewhere(guard: Callable[[Request], None], request: Request) -> None:
-    """A guard, for all other paths."""
-    if BELOW.fullmatch(request.path) is None:
-        guard(request)
+# -- Words -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Makes a ValueError, whose message is a sentence, a 422."""
+    try:
+        yield
+    except ValueError as err:
+        raise Refused(422, str(err)) from err
+
+
+def within(actor: Actor, project: str) -> str:
+    """The project that is meant, "" for all: that of a token, if it has one. Refused: 403."""
+    project = project or actor.project
+    allow(actor, actor.role, project)
+    return project
+
+
+def about(actor: Actor) -> dict[str, Any]:
+    """What somebody is told of himself."""
+    return {each: getattr(actor, each) for each in ("name", "role", "project", "csrf")}
+
+
+def without(secret: str) -> Callable[[Any], dict[str, Any]]:
+    """What makes a dictionary of a row, but for one field."""
+    return lambda row: {name: value for name, value in asdict(row).items() if name != secret}
+
+
+def normal(version: str) -> str:
+    """A version as it is stored; what is none, as it is."""
+    try:
+        return str(Version.parse(version))
+    except ValueError:
+        return version
 
 
 # -- Pages of lists --------------------------------------------------------------------------------
 
 
 def page_of(
-    items: Sequence[Any], limit: int, place: Callable[[Any], Iterable[str | int]]
+    found: Sequence[Any],
+    limit: int,
+    place: Callable[[Any], Iterable[str | int]],
+    form: Callable[[Any], object] = asdict,
 ) -> dict[str, Any]:
-    """One page, and the cursor behind its last item; a page that is not full is the last."""
-    more = len(items) >= limit
-    found = [asdict(each) if is_dataclass(each) else each for each in items]  # type: ignore[arg-type]
-    return {"items": found, "next": write_cursor(place(items[-1])) if more else None}
+    """One page in its `form`, and the cursor behind it; a page that is not full is the last."""
+    more = len(found) >= limit
+    items = [form(each) for each in found]
+    return {"items": items, "next": write_cursor(place(found[-1])) if more else None}
 
 
 def read_number(text: str) -> int:
@@ -200,3 +236,15 @@ def read_cursor(text: str, *kinds: type) -> list[Any]:
     except (ValueError, RecursionError):
         pass
     raise Refused(422, f"?cursor {shown(text)} is not of this list: begin without one")
+
+
+def listed(
+    found: Iterable[Mapping[str, Any]], call: Call, place: Callable[[Any], str | int]
+) -> dict[str, Any]:
+    """A page of what is all in memory, by its place."""
+    ordered = sorted(found, key=place)
+    kinds = {type(place(each)) for each in ordered[:1]} or {str}
+    after = read_cursor(call.query.get("cursor", ""), *kinds)
+    ordered = [each for each in ordered if not after or place(each) > after[0]]
+    limit = call.query.get("limit", 100)
+    return page_of(ordered[:limit], limit, lambda each: [place(each)], dict)

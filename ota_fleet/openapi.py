@@ -286,6 +286,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 WHEN = number("UTC seconds")
 NAME = text(minLength=1, maxLength=MAX_TEXT)
+VERSION = text("a semantic version, in its normal form")
 ONLY = text("the only project; empty: all")
 PAGE: Mapping[str, Schema] = {
     "limit": number("items of a page at most", minimum=1, maximum=MAX_PAGE, default=100),
@@ -350,6 +351,42 @@ ENTRY = record(
     what=text(),
     digest=text("SHA-256, in hex, of the digest before and of the JSON of the other five, a list"),
 )
+CHIPS = several(text(), "that it may be for; none: those of its earlier images", maxItems=32)
+ALIASES = several(text(), "what devices or images call it as well", maxItems=32)
+PROJECT = record(
+    name=text(),
+    chips=CHIPS,
+    aliases=ALIASES,
+    created=number("UTC seconds; 0: it is only files in the firmware folder"),
+    newest=text("the newest version; empty: there is none"),
+)
+RELEASE = record(
+    project=text(),
+    version=VERSION,
+    kind=text("sketch, littlefs, spiffs, fatfs or zip"),
+    chip=text(),
+    packed=flag("by gzip"),
+    name=text("of the file"),
+    size=number("bytes"),
+    md5=text("of the file, in hex"),
+    sha256=text(),
+    notes=text(),
+    source=text(enum=["upload", "folder"]),
+    uploaded=WHEN,
+    who=text("empty: it was put into the folder"),
+    withdrawn={"type": ["string", "null"], "description": "the reason; null: it is not"},
+    flaw=text("why no device gets it; empty: it is whole"),
+)
+IMAGES = record(project=text(), version=VERSION, images=several(RELEASE))
+CHANGE = record(
+    None,
+    notes=text(maxLength=MAX_LONG),
+    withdrawn=flag("no device gets it any more; false: they do again"),
+    reason=text("why it is withdrawn", maxLength=MAX_LONG),
+)
+REPLACE: Mapping[str, Schema] = {
+    "replace": text("1: also one that is not newer, and in the place of its twin", enum=["0", "1"])
+}
 
 
 def page(items: Schema) -> Schema:

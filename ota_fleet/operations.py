@@ -12,18 +12,33 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import FileIO
 from typing import Any
 
 from ota_fleet import openapi
-from ota_fleet.accounts import Accounts, Actor, allow
-from ota_fleet.api import Call, json_of, page_of, read_cursor, read_number
+from ota_fleet.accounts import Accounts, allow
+from ota_fleet.api import (
+    Call,
+    about,
+    json_of,
+    listed,
+    normal,
+    page_of,
+    read_cursor,
+    read_number,
+    sentences,
+    within,
+    without,
+)
 from ota_fleet.ledger import Ledger
 from ota_fleet.openapi import Operation, page, record
-from ota_fleet.registry import MAX_PAGE, Device, Registry, Search
+from ota_fleet.registry import MAX_PAGE, Device, Registry, Search, normal_id
+from ota_fleet.rows import Project
+from ota_fleet.stock import Stock, Stocked
+from ota_fleet.upload import Uploads
 from ota_server import (
     UNCACHED,
     Image,
@@ -44,12 +59,21 @@ class Operations:
     accounts: Accounts
     registry: Registry
     ledger: Ledger
+    stock: Stock
+    uploads: Uploads
     folder: str  # for files without a name
     now: Callable[[], float] = time.time
 
     def table(self) -> tuple[Operation, ...]:
         """All operations, in the order of the document."""
-        return (*self._of_people(), *self._of_devices(), *self._of_audit())
+        return (
+            *self._of_people(),
+            *self._of_tokens(),
+            *self._of_devices(),
+            *self._of_projects(),
+            *self._of_releases(),
+            *self._of_audit(),
+        )
 
     @contextmanager
     def _recording(self, call: Call, action: str) -> Iterator[list[str]]:
@@ -63,9 +87,6 @@ class Operations:
         setup = record(secret=openapi.NAME, **openapi.CREDENTIALS["properties"])
         opened = record(**openapi.CREDENTIALS["properties"], role=openapi.ROLE)
         change = record(None, password=openapi.PASSWORD, role=openapi.ROLE)
-        wish = {each: openapi.TOKEN["properties"][each] for each in ("name", "role")}
-        more = {each: openapi.TOKEN["properties"][each] for each in ("project", "device")}
-        minted = record(**openapi.TOKEN["properties"], token=openapi.text("shown this once only"))
         return (
             Operation(
                 "POST", "/setup", "", "Makes the first administrator", self.set_up,
@@ -97,6 +118,13 @@ class Operations:
                 "DELETE", "/accounts/{account}", "admin", "Takes an account away",
                 self.close_account, status=204, refusals=(409,),
             ),
+        )  # fmt: skip
+
+    def _of_tokens(self) -> tuple[Operation, ...]:
+        wish = {each: openapi.TOKEN["properties"][each] for each in ("name", "role")}
+        more = {each: openapi.TOKEN["properties"][each] for each in ("project", "device")}
+        minted = record(**openapi.TOKEN["properties"], token=openapi.text("shown this once only"))
+        return (
             Operation(
                 "GET", "/tokens", "admin", "Tokens, but not what they are", self.list_tokens,
                 query=openapi.PAGE, answer=page(openapi.TOKEN),
@@ -236,6 +264,194 @@ class Operations:
         allow(call.actor, call.actor.role, found.project)
         return found
 
+    # -- Projects ----------------------------------------------------------------------------------
+
+    def _of_projects(self) -> tuple[Operation, ...]:
+        one, admitted = "/projects/{project}", "/projects/{project}/admissions"
+        change = record(None, chips=openapi.CHIPS, aliases=openapi.ALIASES)
+        return (
+            Operation(
+                "GET", "/projects", "viewer", "All projects", self.list_projects,
+                query=openapi.PAGE, answer=page(openapi.PROJECT), anywhere=True, refusals=(503,),
+            ),
+            Operation(
+                "GET", one, "viewer", "A project, by its name or alias", self.project,
+                answer=openapi.PROJECT,
+            ),
+            Operation(
+                "PUT", one, "publisher", "Makes a project, or changes it; what is not given stays",
+                self.put_project, body=change, answer=openapi.PROJECT,
+            ),
+            Operation(
+                "DELETE", one, "admin", "Takes away a project without releases",
+                self.drop_project, status=204, refusals=(409,),
+            ),
+            Operation(
+                "GET", admitted, "viewer", "Ids of devices that --admit whitelist lets in",
+                self.list_admissions, query=openapi.PAGE, answer=page(openapi.NAME),
+            ),
+            Operation(
+                "PUT", admitted + "/{device}", "publisher", "Admits a device, seen or not",
+                self.admit, status=204,
+            ),
+            Operation(
+                "DELETE", admitted + "/{device}", "publisher", "Takes an admission back",
+                self.expel, status=204,
+            ),
+        )  # fmt: skip
+
+    def list_projects(self, call: Call) -> dict[str, Any]:
+        """GET projects."""
+        names = [call.actor.project] if call.actor.project else self.stock.projects()
+        found = filter(None, map(self.stock.project, names))
+        return listed(map(self._described, found), call, lambda each: each["name"])
+
+    def project(self, call: Call) -> dict[str, Any]:
+        """GET projects/{project}."""
+        return self._described(self._project(call))
+
+    def put_project(self, call: Call) -> dict[str, Any]:
+        """PUT projects/{project}."""
+        name = call.path["project"]
+        before = self.stock.project(name) or Project(name)
+        lists = {each: tuple(words) for each, words in call.body.items()}
+        after = replace(before, name=name, created=before.created or int(self.now()), **lists)
+        with self._recording(call, "put project") as what:
+            self.stock.put_project(after)
+            what.append(f"{name} for {', '.join(after.chips) or 'any'}")
+            what.extend(f"also {alias}" for alias in after.aliases)
+        return self.project(call)
+
+    def drop_project(self, call: Call) -> None:
+        """DELETE projects/{project}."""
+        name = self._project(call).name
+        with self._recording(call, "drop project") as what:
+            if not self.stock.drop_project(name):
+                raise Refused(409, f"{shown(name)} is files in the firmware folder: remove them")
+            what.append(name)
+
+    def list_admissions(self, call: Call) -> dict[str, Any]:
+        """GET projects/{project}/admissions."""
+        limit = call.query.get("limit", 100)
+        (after,) = read_cursor(call.query.get("cursor", ""), str) or [""]
+        found = self.registry.admissions(self._project(call).name, after, limit)
+        return page_of(found, limit, lambda device: [device], str)
+
+    def admit(self, call: Call) -> None:
+        """PUT projects/{project}/admissions/{device}."""
+        project, device = self._project(call).name, normal_id(call.path["device"])
+        with self._recording(call, "admit device") as what:
+            if self.registry.admit(project, device):
+                what.append(f"{device} to {project}")
+
+    def expel(self, call: Call) -> None:
+        """DELETE projects/{project}/admissions/{device}."""
+        project, device = self._project(call).name, normal_id(call.path["device"])
+        with self._recording(call, "expel device") as what:
+            if not self.registry.expel(project, device):
+                raise Refused(404, f"{shown(device)} is not admitted to {shown(project)}")
+            what.append(f"{device} from {project}")
+
+    def _project(self, call: Call) -> Project:
+        """The project of the path, by name or alias. Refused: 404."""
+        found = self.stock.project(call.path["project"])
+        if found is None:
+            raise Refused(404, f"there is no project {shown(call.path['project'])}")
+        return found
+
+    def _described(self, project: Project) -> dict[str, Any]:
+        newest = self.stock.newest().get(project.name, "")
+        return {**without("made")(project), "newest": str(newest)}
+
+    # -- Releases ----------------------------------------------------------------------------------
+
+    def _of_releases(self) -> tuple[Operation, ...]:
+        several = "/projects/{project}/releases"
+        one, sent = several + "/{version}", openapi.RELEASE
+        return (
+            Operation(
+                "POST", "/releases", "publisher", "Takes an image, which says of which project and "
+                "version it is", self.upload, query=openapi.REPLACE, upload=True, answer=sent,
+                status=201, anywhere=True, refusals=(404,),
+            ),
+            Operation(
+                "GET", several, "viewer", "Images of a project, the newest first",
+                self.list_releases, query=openapi.PAGE, answer=page(openapi.RELEASE),
+            ),
+            Operation(
+                "POST", several, "publisher", "Takes an image, which says of which version it is",
+                self.upload, query=openapi.REPLACE, upload=True, answer=sent, status=201,
+            ),
+            Operation(
+                "GET", one, "viewer", "The images of a version", self.release,
+                answer=openapi.IMAGES,
+            ),
+            Operation(
+                "PUT", one, "publisher", "Takes an image; the same bytes again are no error",
+                self.upload, query=openapi.REPLACE, upload=True, answer=sent, status=201,
+            ),
+            Operation(
+                "PATCH", one, "publisher", "Sets notes; withdraws a version, or restores it",
+                self.change_release, body=openapi.CHANGE, answer=openapi.IMAGES,
+            ),
+            Operation(
+                "DELETE", one, "admin", "Deletes a version that was uploaded",
+                self.delete_release, status=204, refusals=(409,),
+            ),
+        )  # fmt: skip
+
+    def upload(self, call: Call) -> Reply:
+        """POST releases, POST projects/{project}/releases, PUT of one."""
+        given = (call.path.get(each, "") for each in ("project", "version"))
+        return self.uploads.put(call.site, call.request, call.actor, *given)
+
+    def list_releases(self, call: Call) -> dict[str, Any]:
+        """GET projects/{project}/releases."""
+        limit = call.query.get("limit", 100)
+        (after,) = read_cursor(call.query.get("cursor", ""), str) or [""]
+        found = self.stock.entries(call.path["project"], after, limit)
+        return page_of(found, limit, lambda each: [each.cursor], Stocked.as_json)
+
+    def release(self, call: Call) -> dict[str, Any]:
+        """GET projects/{project}/releases/{version}."""
+        project, version = self._version(call)
+        found = [each for each in self.stock.images(project) if each.release.version == version]
+        if not found:
+            raise Refused(404, f"there is no {version} of {shown(project)}")
+        found.sort(key=lambda each: each.cursor)
+        images = [each.as_json() for each in found]
+        return {"project": project, "version": str(version), "images": images}
+
+    def change_release(self, call: Call) -> dict[str, Any]:
+        """PATCH projects/{project}/releases/{version}."""
+        project, version = self._version(call)
+        who, at, reason = call.actor.name, int(self.now()), call.body.get("reason", "")
+        with self._recording(call, "change release") as what:
+            if "notes" in call.body:
+                self.stock.note(project, version, call.body["notes"])
+                what.append(f"notes of {project} {version}")
+            if call.body.get("withdrawn"):
+                self.stock.withdraw(project, version, reason, who=who, at=at)
+                what.append(f"withdrawn {project} {version}: {reason}")
+            elif "withdrawn" in call.body:
+                self.stock.restore(project, version)
+                what.append(f"restored {project} {version}")
+        return self.release(call)
+
+    def delete_release(self, call: Call) -> None:
+        """DELETE projects/{project}/releases/{version}."""
+        project, version = self._version(call)
+        self.stock.delete(project, version)  # a file cannot come back with a transaction
+        what = f"{project} {version}"
+        self.ledger.audit(call.actor.name, "delete release", what, int(self.now()))
+
+    def _version(self, call: Call) -> tuple[str, Version]:
+        """Project and version of the path. Refused: 404."""
+        try:
+            return self._project(call).name, Version.parse(call.path["version"])
+        except ValueError as err:
+            raise Refused(404, str(err)) from err
+
     # -- Audit -------------------------------------------------------------------------------------
 
     def _of_audit(self) -> tuple[Operation, ...]:
@@ -259,7 +475,7 @@ class Operations:
         """GET audit."""
         limit = call.query.get("limit", 100)
         (after,) = read_cursor(call.query.get("cursor", ""), int) or [0]
-        return page_of(self.ledger.audit_log(after, limit), limit, lambda entry: [entry.number])
+        return page_of(self.ledger.audit_log(after, limit), limit, lambda each: [each.number])
 
     def export(self, call: Call) -> Reply:
         """GET audit.jsonl, through a file: it may be of any length."""
@@ -284,52 +500,3 @@ class Operations:
     def document(self, call: Call) -> dict[str, Any]:
         """GET openapi.json."""
         return openapi.document(self.table(), secure=call.request.secure)
-
-
-# -- Words -----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def sentences() -> Iterator[None]:
-    """Makes a ValueError, whose message is a sentence, a 422."""
-    try:
-        yield
-    except ValueError as err:
-        raise Refused(422, str(err)) from err
-
-
-def within(actor: Actor, project: str) -> str:
-    """The project that is meant, "" for all: that of a token, if it has one. Refused: 403."""
-    project = project or actor.project
-    allow(actor, actor.role, project)
-    return project
-
-
-def about(actor: Actor) -> dict[str, Any]:
-    """What somebody is told of himself."""
-    return {each: getattr(actor, each) for each in ("name", "role", "project", "csrf")}
-
-
-def without(secret: str) -> Callable[[Any], dict[str, Any]]:
-    """What makes a dictionary of a row, but for one field."""
-    return lambda row: {name: value for name, value in asdict(row).items() if name != secret}
-
-
-def normal(version: str) -> str:
-    """A version as it is stored; what is none, as it is."""
-    try:
-        return str(Version.parse(version))
-    except ValueError:
-        return version
-
-
-def listed(
-    found: Iterable[Mapping[str, Any]], call: Call, place: Callable[[Any], str | int]
-) -> dict[str, Any]:
-    """A page of what is all in memory, by its place."""
-    ordered = sorted(found, key=place)
-    kinds = {type(place(each)) for each in ordered[:1]} or {str}
-    after = read_cursor(call.query.get("cursor", ""), *kinds)
-    ordered = [each for each in ordered if not after or place(each) > after[0]]
-    limit = call.query.get("limit", 100)
-    return page_of(ordered[:limit], limit, lambda each: [place(each)])

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -348,6 +348,17 @@ def test_list_is_narrowed_by_each_word_exactly(
         assert sorted(ids(registry, sort=sort, **wanted)) == list(found)
 
 
+def test_what_a_thread_writes_in_its_transaction_belongs_to_it(registry: Registry) -> None:
+    with suppress(ValueError), registry.writing():
+        assert registry.admit("firmware", MAC)
+        raise ValueError
+    assert registry.admitted("firmware") == frozenset()
+    with registry.writing():
+        registry.admit("firmware", MAC)
+        registry.admit("other", MAC)
+    assert registry.admitted("firmware") == registry.admitted("other") == {MAC}
+
+
 def test_admissions_are_listed_in_pages(registry: Registry) -> None:
     for number in range(5):
         registry.admit("firmware", mac(number))
@@ -509,6 +520,14 @@ def test_whatever_stands_in_a_request_is_data(text: str, registry: Registry) -> 
 # -- 5. Who waits for whom -------------------------------------------------------------------------
 
 
+def is_held(lock: object) -> bool:
+    """Whether another thread holds it."""
+    free = lock.acquire(blocking=False)
+    if free:
+        lock.release()
+    return not free
+
+
 def test_nobody_but_a_writer_waits_for_another_writer(path: Path) -> None:
     with opened(path) as registry, by_hand(path) as other:
         saw(registry, SIGHTING)
@@ -517,7 +536,7 @@ def test_nobody_but_a_writer_waits_for_another_writer(path: Path) -> None:
         other.execute("UPDATE device SET version = '6.6.6'")
         writer = threading.Thread(target=registry.forget, args=("nobody",))
         writer.start()
-        wait_until(registry._lock.locked)
+        wait_until(lambda: is_held(registry._lock))
         began = time.perf_counter()
         for number in range(10_000):
             registry.seen(SIGHTING._replace(device=mac(number)))
