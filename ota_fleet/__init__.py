@@ -6,18 +6,23 @@ They import ota_server, never the reverse, but for two doors there: `--state` an
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import time
 from dataclasses import replace
 
 from ota_fleet import doctor, schema
+from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.files import Store
+from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.rules import not_whitelisted
 from ota_fleet.two_step import TwoStep, by_credentials
-from ota_server import Event, Release, Site
+from ota_server import Access, Config, Event, Release, Site
 
 COMMANDS = {"check": doctor.main, "--backup": schema.backup}
+
+log = logging.getLogger("ota.fleet")
 
 
 def extend(site: Site) -> Site:
@@ -37,11 +42,30 @@ def extend(site: Site) -> Site:
     if config.admit == "WHITELIST":
         rule = not_whitelisted(lambda name, mac: normal_id(mac) in registry.admitted(name))
         site = replace(site, rules=(*site.rules, rule))
-    if not (config.us_username and config.us_password):
-        return site
+    accounts = Accounts(Ledger(registry), secure=bool(config.cert))
+    try:
+        begin(accounts, config)
+    except ValueError as err:
+        registry.close()
+        raise ValueError(f"ADMIN_EMAIL, ADMIN_PASSWORD: {err}") from err
+    opened = [
+        Opening(accounts, site.catalog, each) if isinstance(each, Access) else each
+        for each in site.guards
+    ]
+    site = replace(site, guards=tuple(opened))
     store = Store(os.path.join(config.state, "files"), registry)
     routes = TwoStep(registry, store, config.max_image).routes()
-    return replace(site, guards=by_credentials(site), routes=(*routes, *site.routes))
+    guards = by_credentials(site, accounts, registry)
+    return replace(site, guards=guards, routes=(*routes, *site.routes))
+
+
+def begin(accounts: Accounts, config: Config) -> None:
+    """Makes the first account, or says in the log who may. ValueError: the settings are wrong."""
+    secret = accounts.setup_secret
+    if secret and config.admin_email:
+        accounts.set_up(secret, config.admin_email, config.admin_password)
+    elif secret:
+        log.warning("there is no account yet: make the first one at /admin/setup#%s", secret)
 
 
 def remember(registry: Registry, event: Event) -> None:
