@@ -132,7 +132,6 @@ def test_script_with_state_updates_devices_and_stops_cleanly(folder: Path) -> No
         assert device.update() == "HTTP_UPDATE_OK"
         assert script.end(signal.SIGTERM) == 0
         assert "Traceback" not in script.log
-    assert not (folder.parent / "state" / "files").exists()  # S4 is off
 
 
 def test_script_runs_from_any_folder_and_not_isolated(folder: Path) -> None:
