@@ -18,9 +18,11 @@ from ota_fleet.files import Store
 from ota_fleet.ledger import Ledger
 from ota_fleet.operations import Operations
 from ota_fleet.registry import Registry, Sighting, normal_id
-from ota_fleet.rules import not_whitelisted
+from ota_fleet.rules import not_again, not_whitelisted, towards_target, withdrawn
+from ota_fleet.stock import Stock
 from ota_fleet.two_step import TwoStep, by_credentials
-from ota_server import Access, Config, Event, Release, Site
+from ota_fleet.upload import Uploads
+from ota_server import Access, Config, Event, Release, Rule, Site, only_newer, same_image
 
 COMMANDS = {"check": doctor.main, "--backup": schema.backup}
 
@@ -36,10 +38,12 @@ def extend(site: Site) -> Site:
         registry = Registry(path, max_devices=config.max_devices)
     except RuntimeError as err:
         raise ValueError(str(err)) from err
+    store = Store(os.path.join(config.state, "files"), registry)
+    stock = Stock(site.catalog, registry, store)
     site = replace(
-        site,
+        with_stock(site, stock, registry),
         listeners=(*site.listeners, functools.partial(remember, registry)),
-        closers=(*site.closers, registry.close),
+        closers=(*site.closers, stock.close, registry.close, store.close),
     )
     if config.admit == "WHITELIST":
         rule = not_whitelisted(lambda name, mac: normal_id(mac) in registry.admitted(name))
@@ -49,16 +53,17 @@ def extend(site: Site) -> Site:
     try:
         begin(accounts, config)
     except ValueError as err:
-        registry.close()
+        for close in site.closers:
+            close()
         raise ValueError(f"ADMIN_EMAIL, ADMIN_PASSWORD: {err}") from err
     opened = [
         Opening(accounts, site.catalog, each) if isinstance(each, Access) else each
         for each in site.guards
     ]
     site = replace(site, guards=tuple(opened))
-    store = Store(os.path.join(config.state, "files"), registry)
     routes = TwoStep(registry, store, config.max_image).routes()
     guards = by_credentials(site, accounts, registry)
+    uploads = Uploads(stock, ledger, config)
     operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
     api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
     return replace(
@@ -76,6 +81,24 @@ def begin(accounts: Accounts, config: Config) -> None:
         accounts.set_up(secret, config.admin_email, config.admin_password)
     elif secret:
         log.warning("there is no account yet: make the first one at /admin/setup#%s", secret)
+
+
+def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
+    """The site with uploaded releases beside the folder's, and the rules that know of them."""
+    others: dict[Rule, Rule] = {
+        only_newer: towards_target(registry.pin),
+        same_image: not_again(registry.pin),
+    }
+    guards = (
+        replace(each, catalog=stock) if isinstance(each, Access) else each for each in site.guards
+    )
+    return replace(
+        site,
+        catalog=stock,
+        guards=tuple(guards),  # they must read a path as the endpoints do
+        rules=(*(others.get(rule, rule) for rule in site.rules), withdrawn(stock.is_withdrawn)),
+        unasked=tuple(others.get(rule, rule) for rule in site.unasked),
+    )
 
 
 def remember(registry: Registry, event: Event) -> None:

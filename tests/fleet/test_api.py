@@ -78,9 +78,7 @@ class House(NamedTuple):
     site: Site
     tokens: Mapping[str, str]  # by role; "lamp": a publisher's of this project only
 
-    def ask(
-        self, who: str, method: str, path: str, body: object = None, *fields: str
-    ) -> Answer:
+    def ask(self, who: str, method: str, path: str, body: object = None, *fields: str) -> Answer:
         """The reply to a request by who has this token; a body is JSON, or bytes as they are."""
         given = [f"Authorization: Bearer {self.tokens[who]}"] if who else []
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -114,9 +112,7 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     registry = Registry(path)
     accounts = Accounts(Ledger(registry), secure=False, now=lambda: NOW)
     accounts.open_account(EMAIL, PASSWORD, "admin", who="test")
-    tokens = {
-        role: accounts.mint(role, role, "", who="test")[1] for role in (*ROLES, "device")
-    }
+    tokens = {role: accounts.mint(role, role, "", who="test")[1] for role in (*ROLES, "device")}
     tokens["lamp"] = accounts.mint("lamp", "publisher", "lamp", who="test")[1]
     for number, mac in enumerate(MACS):
         project = ("firmware", "lamp")[number % 2]
@@ -131,9 +127,7 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 
 
 @contextmanager
-def opened(
-    folder: Path, furnished: tuple[Path, dict[str, str]], **options: Any
-) -> Iterator[House]:
+def opened(folder: Path, furnished: tuple[Path, dict[str, str]], **options: Any) -> Iterator[House]:
     """A house over a folder, with a copy of what is furnished."""
     state = folder.parent / "state"
     state.mkdir()
@@ -166,7 +160,11 @@ def is_part(wanted: object, found: object) -> bool:
 
 # -- 1. What the operations do --------------------------------------------------------------------
 
-DEVICE, LAMPS, FIRST = f"devices/{MACS[0]}", "projects/lamp/releases", "projects/lamp/releases/1.0.0"
+DEVICE, LAMPS, FIRST = (
+    f"devices/{MACS[0]}",
+    "projects/lamp/releases",
+    "projects/lamp/releases/1.0.0",
+)
 FOLDER = "projects/firmware/releases/1.10.0"
 GREET = {"email": "Bob@Example.org", "password": "0123456789", "role": "viewer"}
 DONE = [  # role, method, path, body, status, what the answer holds
@@ -684,9 +682,7 @@ def test_cursor_that_is_none_is_refused(text: str) -> None:
         assert refused.status == 422  # noqa: PT017 - or it is none
 
 
-def test_page_of_ten_thousand_devices_takes_less_than_50_ms(
-    folder: Path, furnished: Any
-) -> None:
+def test_page_of_ten_thousand_devices_takes_less_than_50_ms(folder: Path, furnished: Any) -> None:
     with opened(folder, furnished) as house:
         registry = Registry(house.state / "fleet.db")
         for number in range(10_000):
@@ -800,7 +796,9 @@ def test_nothing_is_written_without_a_credential(
         statuses = set()
         for target in targets(house.site, house):
             for method in METHODS:
-                body = BODIES.get(target.removeprefix(f"{BASE}/"), {"notes": "x", "withdrawn": True})
+                body = BODIES.get(
+                    target.removeprefix(f"{BASE}/"), {"notes": "x", "withdrawn": True}
+                )
                 for data in (body, NEW) if method in {"POST", "PUT"} else (body,):
                     reply = house.ask("", method, target, data, *fields)
                     statuses.add(reply.status)
@@ -832,9 +830,7 @@ def curl(
         kind = {"Content-Type": "application/json"} if body is not None else {}
         client.request(method, f"{BASE}/{path}", body, {**given, **kind, **fields})
         reply = client.getresponse()
-        return Answer(
-            reply.status, {k.lower(): v for k, v in reply.getheaders()}, reply.read()
-        )
+        return Answer(reply.status, {k.lower(): v for k, v in reply.getheaders()}, reply.read())
 
 
 @pytest.fixture
@@ -890,9 +886,7 @@ def test_refusal_comes_before_the_body_is_sent(
     given = [f"Authorization: Bearer {house.tokens[token]}"] if token else []
     given += [] if any("Length" in each for each in fields) else ["Content-Length: 5000"]
     with stand.dial() as wire:
-        wire.send(
-            request(f"{BASE}/{path}", *given, *fields, "Expect: 100-continue", method=method)
-        )
+        wire.send(request(f"{BASE}/{path}", *given, *fields, "Expect: 100-continue", method=method))
         head = wire.head()  # and no 100 before it
         body = wire.read(int(head.headers["content-length"]))
     reply = Answer(head.status, head.headers, body)

@@ -40,8 +40,13 @@ def remembering(folder: Path, **settings: Any) -> Iterator[Site]:
     try:
         yield site
     finally:
-        for close in site.closers:
-            close()
+        close(site)
+
+
+def close(site: Site) -> None:
+    """What the program does at its end; once more does nothing."""
+    for each in site.closers:
+        each()
 
 
 @contextmanager

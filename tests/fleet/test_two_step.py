@@ -34,7 +34,7 @@ from tests.core.test_access import basic, bearer, text_of
 from tests.core.test_faults import shell
 from tests.core.wire import PATIENCE, Script, request, standing
 from tests.data.make_images import esp32_image
-from tests.fleet.test_fleet import fleet, registry_of, remembering
+from tests.fleet.test_fleet import close, fleet, registry_of, remembering
 from tests.fleet.test_registry import opened
 
 USER, PASSWORD = "sesame", "öpen:sesame"
@@ -576,7 +576,7 @@ def test_device_is_remembered_by_its_own_id(site: Site) -> None:
     plan(site, device="lamp-7")
     ask(site, GET, "/devices/lamp-7?app_ver=1.0.0", b"", "User-Agent: ESP32 HTTP Client/1.0")
     ask(site, GET, "/devices/stranger?app_ver=build-42")
-    site.closers[0]()
+    close(site)
     with registry_of(site) as registry:
         known, stranger = registry.device("lamp-7"), registry.device("stranger")
     assert known is not None
@@ -699,7 +699,7 @@ def test_leftovers_of_a_crash_are_swept(site: Site, folder: Path) -> None:
     for name in (digest(OLD), f"{digest(OLD)}.part", "README"):
         (files / name).write_bytes(OLD)
     (files / "lost+found").mkdir()
-    site.closers[0]()
+    close(site)
     with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
         assert stored(again) == sorted(["README", digest(NEW), "lost+found"])
         assert ask(again, GET, "/files/new.bin").body == NEW
@@ -707,7 +707,7 @@ def test_leftovers_of_a_crash_are_swept(site: Site, folder: Path) -> None:
 
 def test_new_database_does_not_sweep_old_files(site: Site, folder: Path) -> None:
     plan(site)
-    site.closers[0]()
+    close(site)
     for path in Path(site.config.state).glob("fleet.db*"):
         path.unlink()
     with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
