@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ota_fleet import doctor, schema
@@ -17,8 +19,8 @@ from ota_fleet.files import Store
 from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.rules import not_whitelisted
-from ota_fleet.two_step import TwoStep, by_credentials
-from ota_server import Access, Config, Event, Release, Site
+from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
+from ota_server import Access, Config, Event, Release, Request, Site
 
 COMMANDS = {"check": doctor.main, "--backup": schema.backup}
 
@@ -48,15 +50,24 @@ def extend(site: Site) -> Site:
     except ValueError as err:
         registry.close()
         raise ValueError(f"ADMIN_EMAIL, ADMIN_PASSWORD: {err}") from err
-    opened = [
-        Opening(accounts, site.catalog, each) if isinstance(each, Access) else each
+    guards = [
+        functools.partial(elsewhere, (PATHS,), Opening(accounts, site.catalog, each))
+        if isinstance(each, Access)
+        else each
         for each in site.guards
     ]
-    site = replace(site, guards=tuple(opened))
+    guard = Credentials(accounts, registry.admitted, pair_of(config))
     store = Store(os.path.join(config.state, "files"), registry)
     routes = TwoStep(registry, store, config.max_image).routes()
-    guards = by_credentials(site, accounts, registry)
-    return replace(site, guards=guards, routes=(*routes, *site.routes))
+    return replace(site, guards=(*guards, guard), routes=(*routes, *site.routes))
+
+
+def elsewhere(
+    own: Sequence[re.Pattern[str]], guard: Callable[[Request], None], request: Request
+) -> None:
+    """A guard, for all but the paths that have credentials of their own."""
+    if not any(paths.fullmatch(request.path) for paths in own):
+        guard(request)
 
 
 def begin(accounts: Accounts, config: Config) -> None:

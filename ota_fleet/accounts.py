@@ -364,7 +364,7 @@ class Accounts:
 
     def _cookie(self, request: Request) -> str:
         """The secret of a session that the browser has; by TLS, none that a plain page left."""
-        name = _cookie_name(secure=self._is_secure(request))
+        name = cookie_name(secure=self._is_secure(request))
         pairs = (
             each.strip().partition("=") for each in request.headers.get("cookie", "").split(";")
         )
@@ -372,7 +372,7 @@ class Accounts:
 
     def _set_cookie(self, request: Request, secret: str, seconds: int) -> str:
         secure = self._is_secure(request)
-        words = (f"{_cookie_name(secure=secure)}={secret}", "Path=/", f"Max-Age={seconds}")
+        words = (f"{cookie_name(secure=secure)}={secret}", "Path=/", f"Max-Age={seconds}")
         return "; ".join((*words, "HttpOnly", "SameSite=Strict", *("Secure",) * secure))
 
     def _count(self, email: str, address: str) -> None:
@@ -460,7 +460,7 @@ def _no_account(account: int) -> Refused:
     return Refused(404, f"there is no account {account}")
 
 
-def _cookie_name(*, secure: bool) -> str:
+def cookie_name(*, secure: bool) -> str:
     """With __Host- no other server of the domain, and no plain page, can set it: RFC 6265bis."""
     return "__Host-ota" if secure else "ota"
 

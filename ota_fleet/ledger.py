@@ -60,7 +60,7 @@ class Ledger:
         """
         values = clean(account.email), account.role, account.password, account.created
         try:
-            with self._recording(who, "open account", account.created) as (connection, what):
+            with self.recording(who, "open account", account.created) as (connection, what):
                 if first and connection.execute(_ACCOUNTS + "LIMIT 1").fetchone():
                     raise Refused(409, "there is an administrator already: sign in")
                 what.append(f"{account.email} {account.role}")
@@ -75,7 +75,7 @@ class Ledger:
 
         False: there is no such account. Refused: 409, see close_account().
         """
-        with self._recording(who, "change account", at) as (connection, what):
+        with self.recording(who, "change account", at) as (connection, what):
             before = _account(connection, account)
             if before is None:
                 return False
@@ -96,7 +96,7 @@ class Ledger:
         Raises:
             Refused: 409, it is the last administrator.
         """
-        with self._recording(who, "close account", at) as (connection, what):
+        with self.recording(who, "close account", at) as (connection, what):
             before = _account(connection, account)
             if before is None:
                 return False
@@ -137,7 +137,7 @@ class Ledger:
         texts = token.name, token.role, token.project, token.digest, token.device
         values = *map(clean, texts), token.created
         try:
-            with self._recording(who, "mint token", token.created) as (connection, what):
+            with self.recording(who, "mint token", token.created) as (connection, what):
                 number = int(connection.execute(_MINT, values).fetchall()[0][0])
                 what.append(_words(number, token))
                 return number
@@ -150,7 +150,7 @@ class Ledger:
 
     def revoke_token(self, token: int, who: str, at: int) -> bool:
         """Forgets a token by its id, so that it opens nothing; False: there is none."""
-        with self._recording(who, "revoke token", at) as (connection, what):
+        with self.recording(who, "revoke token", at) as (connection, what):
             number = min(token, MAX_INTEGER)
             row = connection.execute(_TOKENS + "WHERE id = ?", (number,)).fetchone()
             if row is None:
@@ -163,11 +163,11 @@ class Ledger:
 
     def audit(self, who: str, action: str, what: str, at: int) -> None:
         """Adds an entry; nothing here changes or removes one."""
-        with self._recording(who, action, at) as (_, words):
+        with self.recording(who, action, at) as (_, words):
             words.append(what)
 
     @contextmanager
-    def _recording(self, who: str, action: str, at: int) -> Iterator[tuple[Connection, list[str]]]:
+    def recording(self, who: str, action: str, at: int) -> Iterator[tuple[Connection, list[str]]]:
         """A transaction, and what the entry about it is to say; nothing there: no entry."""
         what: list[str] = []
         with self.registry.writing() as connection:
