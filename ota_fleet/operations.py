@@ -444,7 +444,8 @@ class Operations:
     def delete_release(self, call: Call) -> None:
         """DELETE projects/{project}/releases/{version}."""
         project, version = self._version(call)
-        self.stock.delete(project, version)  # a file cannot come back with a transaction
+        if not self.stock.delete(project, version):  # no transaction brings back a file
+            raise Refused(404, f"there is no {version} of {shown(project)}")
         what = f"{project} {version}"
         self.ledger.audit(call.actor.name, "delete release", what, int(self.now()))
 
