@@ -6,19 +6,29 @@ They import ota_server, never the reverse, but for two doors there: `--state` an
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import re
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ota_fleet import doctor, schema
+from ota_fleet.accounts import Accounts, Opening
+from ota_fleet.api import BELOW, Api, refusal_by_path
 from ota_fleet.files import Store
+from ota_fleet.ledger import Ledger
+from ota_fleet.operations import Operations
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.rules import not_again, not_whitelisted, towards_target, withdrawn
 from ota_fleet.stock import Stock
-from ota_fleet.two_step import TwoStep, by_credentials
-from ota_server import Access, Event, Release, Rule, Site, only_newer, same_image
+from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
+from ota_fleet.upload import Uploads
+from ota_server import Access, Config, Event, Release, Request, Rule, Site, only_newer, same_image
 
 COMMANDS = {"check": doctor.main, "--backup": schema.backup}
+
+log = logging.getLogger("ota.fleet")
 
 
 def extend(site: Site) -> Site:
@@ -40,10 +50,54 @@ def extend(site: Site) -> Site:
     if config.admit == "WHITELIST":
         rule = not_whitelisted(lambda name, mac: normal_id(mac) in registry.admitted(name))
         site = replace(site, rules=(*site.rules, rule))
-    if not (config.us_username and config.us_password):
-        return site
+    ledger = Ledger(registry)
+    accounts = Accounts(ledger, secure=bool(config.cert))
+    try:
+        begin(accounts, config)
+    except ValueError as err:
+        for close in site.closers:
+            close()
+        raise ValueError(f"ADMIN_EMAIL, ADMIN_PASSWORD: {err}") from err
+    guards = [
+        functools.partial(elsewhere, (PATHS, BELOW), Opening(accounts, site.catalog, each))
+        if isinstance(each, Access)
+        else each
+        for each in site.guards
+    ]
     routes = TwoStep(registry, store, config.max_image).routes()
-    return replace(site, guards=by_credentials(site), routes=(*routes, *site.routes))
+    guard = Credentials(accounts, registry.admitted, pair_of(config))
+    uploads = Uploads(stock, ledger, config)
+    operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
+    api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
+    site = replace(site, guards=(*guards, guard), routes=(*routes, *site.routes))
+    return with_api(site, api)
+
+
+def with_api(site: Site, api: Api) -> Site:
+    """The site with the paths of the API, which asks for credentials of its own."""
+    return replace(
+        site,
+        guards=(api.guard, *site.guards),
+        routes=(*api.routes(), *site.routes),
+        refusal=functools.partial(refusal_by_path, site.refusal),
+    )
+
+
+def elsewhere(
+    own: Sequence[re.Pattern[str]], guard: Callable[[Request], None], request: Request
+) -> None:
+    """A guard, for all but the paths that have credentials of their own."""
+    if not any(paths.fullmatch(request.path) for paths in own):
+        guard(request)
+
+
+def begin(accounts: Accounts, config: Config) -> None:
+    """Makes the first account, or says in the log who may. ValueError: the settings are wrong."""
+    secret = accounts.setup_secret
+    if secret and config.admin_email:
+        accounts.set_up(secret, config.admin_email, config.admin_password)
+    elif secret:
+        log.warning("there is no account yet: make the first one at /admin/setup#%s", secret)
 
 
 def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import functools
 import hmac
 import io
 import logging
@@ -19,16 +18,18 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import unquote
 
+from ota_fleet.accounts import DEVICE, Accounts, Actor
 from ota_fleet.files import Store, room
-from ota_fleet.registry import App, Registry
+from ota_fleet.registry import App, Registry, normal_id
 from ota_server import (
     NAMED,
     UNCACHED,
     UNVERSIONED,
-    Access,
+    Config,
     Event,
     Facts,
     Image,
@@ -57,41 +58,56 @@ log = logging.getLogger("ota.two_step")
 
 # -- 1. Credentials --------------------------------------------------------------------------------
 
-Guard = Callable[[Request], None]
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The guard of these paths, where a device's token opens less than that of who fills them."""
 
-def by_credentials(site: Site) -> tuple[Guard, ...]:
-    """The guards of a site, where these paths take S4's credentials instead of tokens."""
-    pair = f"{site.config.us_username}:{site.config.us_password}".encode("utf-8", "surrogateescape")
-    others = [
-        functools.partial(except_here, each) if isinstance(each, Access) else each
-        for each in site.guards
-    ]
-    return (*others, functools.partial(only_with, pair))
+    accounts: Accounts
+    admitted: Callable[[str], frozenset[str]]  # the ids of a project's devices, from memory
+    pair: bytes = b""  # S4's own, the same for all: username:password; b"": there is none
 
+    def __call__(self, request: Request) -> None:
+        """Refused: 403, also where nothing is given, as S4 has no 401."""
+        if PATHS.fullmatch(request.path) is None or self._is_pair(request):
+            return
+        actor = self.accounts.actor(request)
+        if actor is None:
+            given = "wrong" if "authorization" in request.headers else "missing"
+            raise Refused(403, f"credentials are {given}: a token, as password of Basic or Bearer")
+        if actor.role == DEVICE:
+            self._allow_device(actor, request)
+            return
+        try:
+            self.accounts.require(request, "publisher")  # S4 knows no projects
+        except Refused as refused:
+            raise Refused(403, refused.reason) from refused
 
-def except_here(guard: Guard, request: Request) -> None:
-    """The guard, for all other paths."""
-    if PATHS.fullmatch(request.path) is None:
-        guard(request)
-
-
-def only_with(pair: bytes, request: Request) -> None:
-    """The guard of these paths: username:password, by Basic; the same for all.
-
-    Raises:
-        Refused: 403, they are missing or wrong; S4 has no 401.
-    """
-    if PATHS.fullmatch(request.path) is None:
-        return
-    scheme, _, text = request.headers.get("authorization", "").partition(" ")
-    given = b""
-    if scheme.lower() == "basic":
+    def _is_pair(self, request: Request) -> bool:
+        scheme, _, text = request.headers.get("authorization", "").partition(" ")
+        if not self.pair or scheme.lower() != "basic":
+            return False
         with suppress(ValueError):
-            given = base64.b64decode(text.strip(), validate=True)
-    if not hmac.compare_digest(given, pair):
-        reason = "the credentials are wrong" if given else "credentials are missing"
-        raise Refused(403, f"{reason}: user name and password, by Basic")
+            return hmac.compare_digest(base64.b64decode(text.strip(), validate=True), self.pair)
+        return False
+
+    def _allow_device(self, actor: Actor, request: Request) -> None:
+        """Refused: 403. A token of a project is for the devices that were admitted to it."""
+        if request.method not in {"GET", "HEAD"}:
+            raise Refused(403, f"{actor.name} is a device's, which only reads here")
+        if request.path.startswith("/files"):
+            return
+        device = normal_id(_segment(request.path))
+        mine = {actor.device} if actor.device else self.admitted(actor.project)
+        everybody = not (actor.device or actor.project)
+        if not (device and (everybody or device in mine)):
+            raise Refused(403, f"{actor.name} is not for the device {shown(device)}")
+
+
+def pair_of(config: Config) -> bytes:
+    """The shared pair of the settings; b"": half of it is none."""
+    user, password = config.us_username, config.us_password
+    return f"{user}:{password}".encode("utf-8", "surrogateescape") if user and password else b""
 
 
 # -- 2. Words of requests --------------------------------------------------------------------------
