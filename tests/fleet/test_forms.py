@@ -120,7 +120,7 @@ def test_form_is_read(data: bytes, boundary: str, found: Read) -> None:
         ('form-data; name="file"; filename="C:\\new\\a.bin"', "C:\\new\\a.bin"),
         ('form-data; name="file"; filename=""', ""),
         ('form-data; name="file"; filename="a; name=b.bin"', "a; name=b.bin"),
-        ("form-data; name=\"file\"; filename=\"?.bin\"; filename*=UTF-8''%C3%BC.bin", "ü.bin"),
+        ('form-data; name="file"; filename="?.bin"; filename*=UTF-8\'\'%C3%BC.bin', "ü.bin"),
         ('form-data; name="file"', None),
     ],
 )
