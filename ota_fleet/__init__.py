@@ -69,15 +69,14 @@ def extend(site: Site) -> Site:
     uploads = Uploads(stock, ledger, config)
     operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
     api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
-    site = replace(site, guards=(*guards, guard), routes=(*routes, *site.routes))
+    site = replace(site, guards=(*guards, api.guard, guard), routes=(*routes, *site.routes))
     return with_api(site, api)
 
 
 def with_api(site: Site, api: Api) -> Site:
-    """The site with the paths of the API, which asks for credentials of its own."""
+    """The site with the paths of the API, where every refusal is a problem of RFC 9457."""
     return replace(
         site,
-        guards=(api.guard, *site.guards),
         routes=(*api.routes(), *site.routes),
         refusal=functools.partial(refusal_by_path, site.refusal),
     )
