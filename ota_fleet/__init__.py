@@ -8,16 +8,21 @@ from __future__ import annotations
 import functools
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ota_fleet import doctor, schema
+from ota_fleet import doctor, publish, schema
 from ota_fleet.files import Store
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.rules import not_whitelisted
 from ota_fleet.two_step import TwoStep, by_credentials
 from ota_server import Event, Release, Site
 
-COMMANDS = {"check": doctor.main, "--backup": schema.backup}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "check": doctor.main,
+    "publish": publish.main,
+    "--backup": schema.backup,
+}
 
 
 def extend(site: Site) -> Site:

@@ -1,0 +1,382 @@
+"""The command `publish`: beside servers made by hand, each wrong in one way, and the real one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+import ota_server
+from ota_fleet import publish
+from ota_fleet.publish import LONGEST, PAUSES, main
+from tests.core.wire import PATIENCE
+from tests.data.make_images import esp32_image
+
+TOKEN = "ota_a-token_that-nobody.else~has"  # noqa: S105
+TRIES = len(PAUSES) + 1
+IMAGE = esp32_image("sensor", "1.2.0")
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+# -- 1. Servers made by hand -----------------------------------------------------------------------
+
+
+class Peer:
+    """A connection, as its server sees it."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self._data = b""
+
+    def head(self) -> str:
+        """The request's head."""
+        while b"\r\n\r\n" not in self._data:
+            self._more()
+        head, _, self._data = self._data.partition(b"\r\n\r\n")
+        return head.decode("latin-1")
+
+    def body(self, size: int) -> int:
+        """Takes so many bytes of the body, or those that come; gives back how many they were."""
+        taken = 0
+        while taken < size:
+            if not self._data:
+                try:
+                    self._more()
+                except ConnectionError:
+                    break
+            taken += len(self._data)
+            self._data = b""
+        return taken
+
+    def is_silent(self, seconds: float) -> bool:
+        """Whether nothing comes for so long."""
+        self._link.settimeout(seconds)
+        try:
+            return not self._data and not self._link.recv(1)
+        except TimeoutError:
+            return True
+        finally:
+            self._link.settimeout(PATIENCE)
+
+    def say(self, *data: bytes) -> None:
+        """Sends these pieces, each by itself."""
+        self._link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in data:
+            self._link.sendall(piece)
+
+    def _more(self) -> None:
+        data = self._link.recv(65536)
+        if not data:
+            raise ConnectionAbortedError
+        self._data += data
+
+
+Act = Callable[[Peer], object]
+
+
+@dataclass(slots=True)
+class Stage:
+    """A server that is acted by hand."""
+
+    port: int = 0
+    scheme: str = "http"
+    heads: list[str] = field(default_factory=list)  # of the requests so far
+
+    @property
+    def url(self) -> str:
+        """What --to says."""
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+
+@contextlib.contextmanager
+def acting(*acts: Act, tls: ssl.SSLContext | None = None) -> Iterator[Stage]:
+    """A server of which each connection meets the next act, and in the end the last one."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stage = Stage(listener.getsockname()[1], "https" if tls else "http")
+        over = threading.Event()
+
+        def serve() -> None:
+            left = list(acts)
+            while True:
+                plain, _ = listener.accept()
+                if over.is_set():
+                    plain.close()
+                    return
+                plain.settimeout(PATIENCE)
+                with contextlib.suppress(OSError):  # a client that leaves
+                    with plain if tls is None else tls.wrap_socket(plain, True) as link:
+                        peer = Peer(link)
+                        stage.heads.append(peer.head())
+                        (left.pop(0) if len(left) > 1 else left[0])(peer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield stage
+        finally:
+            over.set()
+            socket.create_connection(listener.getsockname(), PATIENCE).close()
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def reply(status: str, body: str | bytes = b"", *fields: str, kind: str = "text/html") -> bytes:
+    """The bytes of an answer."""
+    body = body.encode() if isinstance(body, str) else body
+    lines = (f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", f"Content-Type: {kind}")
+    return "\r\n".join((*lines, *fields, "", "")).encode() + body
+
+
+def problem(status: str, detail: str, *fields: str) -> bytes:
+    """The same as the API says it."""
+    body = json.dumps({"type": "about:blank", "status": int(status[:3]), "detail": detail})
+    return reply(status, body, *fields, kind="application/problem+json")
+
+
+def saying(*data: bytes) -> Act:
+    """An act that says this to the head, and ends."""
+    return lambda peer: peer.say(*data)
+
+
+BUSY = problem("503 Service Unavailable", "one moment", "Retry-After: 0")
+
+
+# -- 2. The command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def firmware(tmp_path: Path) -> Path:
+    """What the build has left."""
+    file = tmp_path / "firmware.bin"
+    file.write_bytes(IMAGE)
+    return file
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run leaves."""
+
+    status: int
+    out: str
+    err: str
+    waits: list[float]
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(firmware: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process, without waiting between two tries."""
+
+    def run(stage: Stage, *options: str | Path, file: Path = firmware) -> Outcome:
+        waits: list[float] = []
+        argv = [str(file), "--to", stage.url, *map(str, options)]
+        status = main(argv, {"OTA_TOKEN": TOKEN}, waits.append)
+        out, err = capsys.readouterr()
+        assert TOKEN not in out + err
+        return Outcome(status, out, err, waits)
+
+    return run
+
+
+def command(*argv: str | Path) -> list[str]:
+    """The command as a process."""
+    return [sys.executable, "-I", str(Path(ota_server.__file__)), "publish", *map(str, argv)]
+
+
+HTML = "<!DOCTYPE html><html><head><title>nope</title></head><body><h1>nope</h1></body></html>"
+REFUSALS = {
+    "401": (problem("401 Unauthorized", "no such token"), "401 Unauthorized: no such token"),
+    "403": (problem("403 Forbidden", "needs the role publisher"), "needs the role publisher"),
+    "409": (problem("409 Conflict", "1.2.0 is there"), "409 Conflict: 1.2.0 is there"),
+    "422": (problem("422 Unprocessable Content", "it is cut off"), "it is cut off"),
+    "full-disk": (problem("507 Insufficient Storage", "there is no room"), "there is no room"),
+    "title-only": (
+        reply("400 Bad Request", '{"title": "Bad Request"}', kind="application/json"),
+        "400 Bad Request: Bad Request",
+    ),
+    "broken-json": (
+        reply("400 Bad Request", "{", kind="application/problem+json"),
+        "400 Bad Request: nothing says why",
+    ),
+    "json-list": (reply("400 No", "[]", kind="application/json"), "nothing says why"),
+    "proxy-413": (reply("413 Too Large", HTML), "raise its limit (nginx: client_max_body_size)"),
+    "proxy-403": (reply("403 Forbidden", HTML), "403 Forbidden: the proxy lets nobody in"),
+    "proxy-404": (reply("404 Not Found", HTML), "is --to the URL of an ota-server with --state?"),
+    "no-state": (
+        reply("413 Too Large", "nothing here takes a body\n", kind="text/plain"),
+        "nothing here takes a body; is --to the URL of an ota-server with --state?",
+    ),
+    "moved": (
+        reply("308 Permanent Redirect", HTML, "Location: https://ota.example/"),
+        "it leads to https://ota.example/: name that by --to",
+    ),
+    "moved-nowhere": (reply("302 Found"), "it leads to nowhere"),
+    "a-page": (reply("200 OK", HTML), "what answers is no ota-server: is --to its URL?"),
+    "no-content": (reply("204 No Content"), "what answers is no ota-server"),
+    "another-file": (
+        reply("201 Created", '{"sha256": "00"}', kind="application/json"),
+        "what answers is no ota-server",
+    ),
+    "terminal": (problem("409 Conflict", "a\x1b[2Jb\nc"), r"409 Conflict: 'a\x1b[2Jb c'"),
+    "long": (problem("409 Conflict", "long " * 1000), "long long"),
+    "echo": (problem("403 Forbidden", f"{TOKEN} is no token"), "*** is no token"),
+    "http-1.0": (reply("409 C", "no\n", kind="text/plain").replace(b"1.1", b"1.0"), "409 Conf"),
+    "after-continue": (CONTINUE + problem("409 Conflict", "after all"), "409 Conflict: after all"),
+}
+
+
+@pytest.mark.parametrize("row", REFUSALS)
+def test_a_refusal_is_1_with_its_reason_after_one_try(row: str, run: Run) -> None:
+    answer, words = REFUSALS[row]
+    with acting(saying(answer)) as stage:
+        outcome = run(stage)
+    assert (outcome.status, outcome.out, len(stage.heads)) == (1, "", 1)
+    assert re.fullmatch(r"ota-server: [ -~]{1,700}\n", outcome.err)
+    assert words in outcome.err
+
+
+PASSING = {
+    "busy": (BUSY, "503 Service Unavailable: one moment"),
+    "too-many": (problem("429 Too Many Requests", "slowly"), "429 Too Many Requests: slowly"),
+    "slow-request": (reply("408 Request Timeout"), "408 Request Timeout: nothing says why"),
+    "failed": (problem("500 Internal Server Error", "its log says"), "its log says"),
+    "proxy-502": (reply("502 Bad Gateway", HTML), "the proxy does not reach the server"),
+    "proxy-504": (reply("504 Gateway Timeout", b""), "does not reach the server in time"),
+    "bare-502": (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "the proxy does not reach the server"),
+    "unknown-5xx": (reply("522 Origin Silent", HTML), "522: nothing says why"),
+    "closed": (b"", "the connection was lost"),
+    "closed-in-the-line": (b"HTTP/1.1 1", "the connection was lost"),
+    "closed-in-the-body": (reply("409 Conflict", HTML)[:-9], "the connection was lost"),
+    "closed-in-a-chunk": (
+        b"HTTP/1.1 409 Conflict\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nno",
+        "the connection was lost",
+    ),
+}
+
+
+@pytest.mark.parametrize("row", PASSING)
+def test_what_may_pass_is_tried_six_times_and_then_3(row: str, run: Run) -> None:
+    answer, words = PASSING[row]
+    with acting(saying(answer)) as stage:
+        outcome = run(stage)
+    assert (outcome.status, outcome.out, len(stage.heads)) == (3, "", TRIES)
+    assert outcome.err.count(words) == TRIES
+    assert outcome.err.endswith("; that was the last of 6 tries\n")
+    assert len(outcome.waits) == len(PAUSES)
+
+
+def test_pauses_grow_unless_the_server_names_them(run: Run) -> None:
+    later = problem("503 Service Unavailable", "wait", "Retry-After: 7")
+    odd = problem("503 Service Unavailable", "wait", "Retry-After: soon")
+    past = problem("503 Service Unavailable", "wait", f"Retry-After: {formatdate(0, usegmt=True)}")
+    conflict = problem("409 Conflict", "it is there")
+    with acting(*map(saying, (b"", odd, later, past, BUSY, conflict))) as stage:
+        outcome = run(stage)
+    assert (outcome.status, outcome.waits) == (1, [1, 2, 7, 0, 0])
+    assert "the connection was lost; once more in 1 s\n" in outcome.err
+
+
+def test_a_server_that_wants_its_rest_gets_it(run: Run) -> None:
+    with acting(saying(problem("429 No", "enough", f"Retry-After: {LONGEST + 1}"))) as stage:
+        outcome = run(stage)
+    assert (outcome.status, len(stage.heads), outcome.waits) == (3, 1, [])
+    assert outcome.err.endswith("enough; it is to be left alone for 61 s\n")
+
+
+USELESS = {
+    "no-http": (b"SSH-2.0-OpenSSH_9.2\r\n", "speaks no HTTP/1: is it https:// instead?"),
+    "long-head": (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200, "speaks no HTTP/1"),
+}
+
+
+@pytest.mark.parametrize("row", USELESS)
+def test_what_does_not_pass_is_3_after_one_try(row: str, run: Run) -> None:
+    answer, words = USELESS[row]
+    with acting(saying(answer)) as stage:
+        outcome = run(stage)
+    assert (outcome.status, len(stage.heads)) == (3, 1)
+    assert words in outcome.err
+
+
+def test_a_server_that_never_answers_is_3(run: Run) -> None:
+    with acting(lambda peer: peer.body(1 << 30)) as stage:
+        outcome = run(stage, "--timeout", "0.1")
+    assert (outcome.status, len(stage.heads)) == (3, TRIES)
+    assert outcome.err.count("the server is silent") == TRIES
+
+
+def test_a_port_where_nobody_listens_is_3(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    outcome = run(Stage(port))
+    assert (outcome.status, len(outcome.waits)) == (3, len(PAUSES))
+    assert outcome.err.count("nobody listens at this address") == TRIES
+
+
+def test_what_the_network_says_is_understood() -> None:
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    with pytest.raises(publish.Unreachable, match="names no host that is known: Name or"):
+        publish.trouble(unknown)
+    again = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    assert publish.trouble(again).endswith("not reached: Temporary failure in name resolution")
+    assert publish.trouble(OSError(113, "No route to host")).endswith("reached: No route to host")
+
+
+WRONG = {
+    "no-file": (("none.bin", "--to", "http://a"), "none.bin: No such file"),
+    "folder": ((".", "--to", "http://a"), ". is empty, not to be read, or no file"),
+    "empty": ((os.devnull, "--to", "http://a"), "is empty"),
+    "no-url": (("f.bin",), "--to"),
+    "no-scheme": (("f.bin", "--to", "ota.example"), "begins with http://host"),
+    "password": (("f.bin", "--to", "http://u:p@a"), "password does not belong into the URL"),
+    "query": (("f.bin", "--to", "http://a/?b"), "a URL without a query"),
+    "version": (("f.bin", "--to", "http://a", "--version", "1.0.0"), "needs --project"),
+    "notes": (("f.bin", "--to", "http://a", "--notes", "none.md"), "--notes none.md: No such"),
+    "large-notes": (("f.bin", "--to", "http://a", "--notes", "large.md"), "more than 16384"),
+    "binary-notes": (("f.bin", "--to", "http://a", "--notes", "f.bin"), "no text in UTF-8"),
+    "no-ca": (("f.bin", "--to", "https://a", "--ca", "none.pem"), "--ca none.pem: no certificate"),
+    "bad-ca": (("f.bin", "--to", "https://a", "--ca", "f.bin"), "--ca f.bin: no certificate"),
+    "timeout": (("f.bin", "--to", "http://a", "--timeout", "0"), "--timeout: more than 0"),
+    "token": (("f.bin", "--to", "http://a", "--token", "ä"), "a token is needed"),
+    "unknown": (("f.bin", "--to", "http://a", "--force"), "unrecognized arguments"),
+}
+
+
+@pytest.mark.parametrize("row", WRONG)
+def test_wrong_usage_is_2_and_one_line(
+    row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f.bin").write_bytes(b"\xe9\xff")
+    (tmp_path / "large.md").write_text("a" * 16385)
+    argv, words = WRONG[row]
+    assert main(argv, {"OTA_TOKEN": TOKEN}) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert words in err
+
+
+def test_no_token_is_2(firmware: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(firmware), "--to", "http://a"], {}) == 2
+    assert "OTA_TOKEN or --token" in capsys.readouterr().err
+
+
+def test_help_is_0_and_says_what_the_statuses_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"], {}) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for words in ("0: it is published", "1: the server refuses", "2: wrong usage", "3: the server"):
+        assert words in out
