@@ -108,16 +108,21 @@ def read_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
     text = "of silence before another try (default: 30)"
     option("--timeout", metavar="SECONDS", type=float, default=30.0, help=text)
     given = parser.parse_args(argv)
+    if given.version and not given.project:
+        parser.error("--version needs --project")
+    if not 0 < given.timeout < 1e6:
+        parser.error("--timeout: more than 0 seconds")
     try:
         return Options(
             _file(given.file),
             _base(given.to),
             _token(given.token or environ.get("OTA_TOKEN", "")),
             _trusting(given.ca),
-            *_named(given.project, given.version),
+            given.project,
+            given.version,
             _notes(given.notes) if given.notes else "",
             given.replace,
-            _seconds(given.timeout),
+            given.timeout,
         )
     except ValueError as err:
         parser.error(str(err))
@@ -155,12 +160,6 @@ def _trusting(ca: str | None) -> ssl.SSLContext:
         raise ValueError(f"--ca {ca}: no certificate in PEM form: {err.strerror or err}") from err
 
 
-def _named(project: str, version: str) -> tuple[str, str]:
-    if version and not project:
-        raise ValueError("--version needs --project")
-    return project, version
-
-
 def _notes(path: str) -> str:
     try:
         with open(path, "rb") as file:
@@ -173,12 +172,6 @@ def _notes(path: str) -> str:
         return text.decode("utf-8-sig").strip()
     except UnicodeDecodeError as err:
         raise ValueError(f"--notes {path}: no text in UTF-8") from err
-
-
-def _seconds(timeout: float) -> float:
-    if not 0 < timeout < 1e6:
-        raise ValueError("--timeout: more than 0 seconds")
-    return timeout
 
 
 # -- 2. One request --------------------------------------------------------------------------------
@@ -207,7 +200,7 @@ class Answer(NamedTuple):
         """The JSON object in it; {} if there is none."""
         try:
             data = json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return data if isinstance(data, dict) else {}
 
@@ -399,8 +392,7 @@ class Bar:
             self._next, self._drawn = now + REDRAW, True
             done = "#" * (self._width * sent // self._size)
             share, size = 100 * sent // self._size, self._size / 1e6
-            line = f"\r[{done:{self._width}}] {share:3} % of {size:.2f} MB"
-            self._out.write(line)
+            self._out.write(f"\r[{done:{self._width}}] {share:3} % of {size:.2f} MB")
             self._out.flush()
 
     def end(self) -> None:
@@ -410,12 +402,10 @@ class Bar:
             self._drawn = False
 
 
-def publish(
-    options: Options,
-    file: BinaryIO,
-    bar: Bar,
-    persisting: Callable[[Callable[[], Answer]], Answer],
-) -> str:
+Persisting = Callable[[Callable[[], Answer]], Answer]
+
+
+def publish(options: Options, file: BinaryIO, bar: Bar, persisting: Persisting) -> str:
     """The line that says what is there now, and where. Refused, Unreachable: it is not."""
     md5, sha256 = _digests(file)
     sent = _upload(options, sha256, md5, file)._replace(told=bar.show)
@@ -517,8 +507,9 @@ def main(
     bar = Bar(sys.stderr, os.stat(options.path).st_size)
 
     def say(text: str, out: TextIO = sys.stderr) -> None:
+        """Whatever is said, none of it is the token."""
         bar.end()
-        out.write(text.replace(options.token, "***") + "\n")  # whoever may have repeated it
+        out.write(text.replace(options.token, "***") + "\n")  # whoever repeated it
         out.flush()
 
     try:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 import os
+import pty
 import re
+import signal
 import socket
 import ssl
 import subprocess
 import sys
+import termios
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
@@ -23,6 +29,7 @@ from ota_fleet import publish
 from ota_fleet.publish import LONGEST, PAUSES, main
 from tests.core.wire import PATIENCE
 from tests.data.make_images import esp32_image
+from tests.fleet.sick import scripted
 
 TOKEN = "ota_a-token_that-nobody.else~has"  # noqa: S105
 TRIES = len(PAUSES) + 1
@@ -38,27 +45,19 @@ class Peer:
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
-        self._data = b""
+        self._data = bytearray()
 
     def head(self) -> str:
         """The request's head."""
         while b"\r\n\r\n" not in self._data:
-            self._more()
-        head, _, self._data = self._data.partition(b"\r\n\r\n")
-        return head.decode("latin-1")
+            assert self._more()
+        return self._taken(self._data.index(b"\r\n\r\n") + 4).decode("latin-1").strip()
 
-    def body(self, size: int) -> int:
-        """Takes so many bytes of the body, or those that come; gives back how many they were."""
-        taken = 0
-        while taken < size:
-            if not self._data:
-                try:
-                    self._more()
-                except ConnectionError:
-                    break
-            taken += len(self._data)
-            self._data = b""
-        return taken
+    def body(self, size: int) -> bytes:
+        """So many bytes of the body, or those that come."""
+        while len(self._data) < size and self._more():
+            pass
+        return self._taken(size)
 
     def is_silent(self, seconds: float) -> bool:
         """Whether nothing comes for so long."""
@@ -76,11 +75,15 @@ class Peer:
         for piece in data:
             self._link.sendall(piece)
 
-    def _more(self) -> None:
+    def _more(self) -> bool:
         data = self._link.recv(65536)
-        if not data:
-            raise ConnectionAbortedError
         self._data += data
+        return bool(data)
+
+    def _taken(self, size: int) -> bytes:
+        taken = bytes(self._data[:size])
+        del self._data[:size]
+        return taken
 
 
 Act = Callable[[Peer], object]
@@ -115,11 +118,12 @@ def acting(*acts: Act, tls: ssl.SSLContext | None = None) -> Iterator[Stage]:
                     plain.close()
                     return
                 plain.settimeout(PATIENCE)
-                with contextlib.suppress(OSError):  # a client that leaves
-                    with plain if tls is None else tls.wrap_socket(plain, True) as link:
-                        peer = Peer(link)
-                        stage.heads.append(peer.head())
-                        (left.pop(0) if len(left) > 1 else left[0])(peer)
+                with plain, contextlib.suppress(OSError):  # a client that leaves
+                    link = plain if tls is None else tls.wrap_socket(plain, True)
+                    peer = Peer(link)
+                    stage.heads.append(peer.head())
+                    (left.pop(0) if len(left) > 1 else left[0])(peer)
+                    link.close()
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -380,3 +384,328 @@ def test_help_is_0_and_says_what_the_statuses_mean(capsys: pytest.CaptureFixture
     out = " ".join(capsys.readouterr().out.split())
     for words in ("0: it is published", "1: the server refuses", "2: wrong usage", "3: the server"):
         assert words in out
+
+
+# -- 3. The file on its way ------------------------------------------------------------------------
+
+
+def taken(image: bytes = IMAGE, status: str = "201 Created") -> bytes:
+    """What the API says of a release."""
+    release = {
+        "project": "sensor",
+        "version": "1.2.0",
+        "name": "sensor-1.2.0.bin",
+        "sha256": hashlib.sha256(image).hexdigest(),
+    }
+    return reply(status, json.dumps(release), kind="application/json")
+
+
+def taking(image: bytes = IMAGE, *before: bytes) -> Act:
+    """An act that takes the file."""
+
+    def act(peer: Peer) -> None:
+        peer.say(*before)
+        assert peer.body(len(image)) == image
+        peer.say(taken(image))
+
+    return act
+
+
+def test_the_request_says_what_the_file_is(run: Run, firmware: Path) -> None:
+    file = firmware.rename(firmware.with_name('tür "1".bin'))
+    with acting(taking(IMAGE, CONTINUE)) as stage:
+        outcome = run(stage, "--project", "a/b", "--version", "1.2.0+x", "--replace", file=file)
+    assert outcome.status == 0
+    start, *lines = stage.heads[0].split("\r\n")
+    assert start == "PUT /api/v1/projects/a%2Fb/releases/1.2.0%2Bx?replace=1 HTTP/1.1"
+    fields = dict(line.split(": ", 1) for line in lines)
+    assert fields == {
+        "Host": f"127.0.0.1:{stage.port}",
+        "Authorization": f"Bearer {TOKEN}",
+        "Accept": "application/json",
+        "User-Agent": "ota-server-publish",
+        "Connection": "close",
+        "Content-Type": "application/octet-stream",
+        "Content-Length": str(len(IMAGE)),
+        "Content-Disposition": (
+            "attachment; filename=\"t_r _1_.bin\"; filename*=UTF-8''t%C3%BCr%20%221%22.bin"
+        ),
+        "x-MD5": hashlib.md5(IMAGE, usedforsecurity=False).hexdigest(),
+        "Repr-Digest": f"sha-256=:{base64.b64encode(hashlib.sha256(IMAGE).digest()).decode()}:",
+        "Expect": "100-continue",
+    }
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "start"),
+    [
+        ("", (), "POST /api/v1/releases HTTP/1.1"),
+        ("/ota/", ("--project", "s"), "POST /ota/api/v1/projects/s/releases HTTP/1.1"),
+    ],
+)
+def test_the_image_says_what_nobody_else_does(
+    to: str, options: tuple[str, ...], start: str, run: Run
+) -> None:
+    with acting(taking()) as stage:
+        outcome = run(stage, *options, "--to", stage.url + to)
+    assert stage.heads[0].startswith(start)
+    assert outcome.out.endswith(f": {stage.url}{to.rstrip('/')}/sensor/sensor-1.2.0.bin\n")
+
+
+def test_a_refusal_costs_no_body(run: Run) -> None:
+    silent: list[bool] = []
+
+    def act(peer: Peer) -> None:
+        peer.say(problem("409 Conflict", "it is there"))
+        silent.append(peer.is_silent(PATIENCE))  # until the client closes
+
+    with acting(act) as stage:
+        assert run(stage).status == 1
+    assert silent == [True]
+
+
+def test_the_file_waits_until_it_is_wanted(run: Run) -> None:
+    silent: list[bool] = []
+
+    def act(peer: Peer) -> None:
+        silent.append(peer.is_silent(0.2))
+        taking(IMAGE, *(CONTINUE[at : at + 1] for at in range(len(CONTINUE))))(peer)
+
+    with acting(act) as stage:
+        outcome = run(stage)
+    assert (outcome.status, silent, len(stage.heads)) == (0, [True], 1)
+
+
+def test_who_does_not_know_the_question_gets_the_file_after_a_second(run: Run) -> None:
+    waited: list[float] = []
+
+    def act(peer: Peer) -> None:
+        began = time.monotonic()
+        assert peer.body(1)
+        waited.append(time.monotonic() - began)
+        peer.body(len(IMAGE) - 1)
+        peer.say(CONTINUE, taken())  # too late is no harm either
+
+    with acting(act) as stage:
+        assert run(stage).status == 0
+    assert 0.9 < waited[0] < 5
+
+
+def test_who_dislikes_the_question_is_not_asked_it_again(run: Run) -> None:
+    with acting(saying(reply("417 Expectation Failed")), taking()) as stage:
+        outcome = run(stage)
+    assert (outcome.status, ["Expect" in head for head in stage.heads]) == (0, [True, False])
+
+
+def test_what_is_lost_in_the_middle_is_sent_again(run: Run, tmp_path: Path) -> None:
+    image = esp32_image("sensor", "1.2.0", payload=bytes(1 << 22))
+    file = tmp_path / "large.bin"
+    file.write_bytes(image)
+
+    def breaking(peer: Peer) -> None:
+        peer.say(CONTINUE)
+        peer.body(len(image) // 2)
+
+    with acting(breaking, taking(image, CONTINUE)) as stage:
+        outcome = run(stage, file=file)
+    assert (outcome.status, outcome.waits, len(stage.heads)) == (0, [1], 2)
+    assert "the connection was lost; once more in 1 s" in outcome.err
+
+
+def test_who_refuses_in_the_middle_is_understood(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "large.bin"
+    file.write_bytes(bytes(1 << 24))
+
+    def act(peer: Peer) -> None:  # nginx, of a body that turns out to be too large
+        peer.say(CONTINUE)
+        peer.body(1)
+        peer.say(reply("413 Request Entity Too Large", HTML))
+
+    with acting(act) as stage:
+        outcome = run(stage, file=file)
+    assert (outcome.status, len(stage.heads)) == (1, 1)
+    assert "raise its limit (nginx: client_max_body_size)" in outcome.err
+
+
+def test_a_file_that_becomes_shorter_is_1(run: Run, firmware: Path) -> None:
+    def act(peer: Peer) -> None:
+        firmware.write_bytes(IMAGE[:100])
+        peer.say(CONTINUE)
+        peer.body(len(IMAGE))
+
+    with acting(act) as stage:
+        outcome = run(stage)
+    assert (outcome.status, len(stage.heads)) == (1, 1)
+    assert "the file became shorter while it was read" in outcome.err
+
+
+def test_notes_follow_the_release(run: Run, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_bytes(b"\xef\xbb\xbfLess noise.\n")
+    said: list[bytes] = []
+
+    def noting(peer: Peer) -> None:
+        said.append(peer.body(len(b'{"notes": "Less noise."}')))
+        peer.say(taken(status="200 OK"))
+
+    busy, refusing = saying(BUSY), saying(problem("403 Forbidden", "not you"))
+    with acting(taking(), busy, noting, taking(), refusing) as stage:
+        good, bad = run(stage, "--notes", notes), run(stage, "--notes", notes)
+    assert stage.heads[1].startswith("PATCH /api/v1/projects/sensor/releases/1.2.0 HTTP/1.1\r\n")
+    assert (good.status, json.loads(said[0])) == (0, {"notes": "Less noise."})
+    assert (bad.status, bad.out) == (1, "")
+    assert "it is published, but without its notes: 403 Forbidden: not you" in bad.err
+
+
+# -- 4. TLS ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tls(certificate: Path) -> ssl.SSLContext:
+    """A server's."""
+    return ota_server.tls_context(str(certificate), "")
+
+
+def test_by_tls_to_who_is_trusted(run: Run, tls: ssl.SSLContext, certificate: Path) -> None:
+    with acting(saying(b""), taking(IMAGE, CONTINUE), tls=tls) as stage:
+        outcome = run(stage, "--ca", certificate)
+    assert (outcome.status, outcome.waits) == (0, [1])
+    assert outcome.out.startswith("sensor 1.2.0 is published: https://127.0.0.1:")
+
+
+def test_a_certificate_that_nobody_knows_is_3_at_once(run: Run, tls: ssl.SSLContext) -> None:
+    with acting(taking(), tls=tls) as stage:
+        outcome = run(stage)
+    assert (outcome.status, outcome.waits, stage.heads) == (3, [], [])
+    assert "the server's certificate is not trusted: self-signed certificate; " in outcome.err
+    assert "by --ca PEM" in outcome.err
+
+
+def test_another_name_in_the_certificate_is_3(
+    run: Run, tls: ssl.SSLContext, certificate: Path
+) -> None:
+    with acting(taking(), tls=tls) as stage:
+        outcome = run(stage, "--ca", certificate, "--to", f"https://localhost:{stage.port}")
+    assert outcome.status == 3
+    assert "Hostname mismatch, certificate is not valid for 'localhost'" in outcome.err
+
+
+def test_the_wrong_kind_of_port_is_3(run: Run, tls: ssl.SSLContext) -> None:
+    with scripted(lambda _: b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        outcome = run(Stage(port, "https"))
+    assert (outcome.status, outcome.waits) == (3, [])
+    assert "no TLS with the server: WRONG_VERSION_NUMBER; is it http:// instead?" in outcome.err
+    with acting(taking(), tls=tls) as stage:
+        outcome = run(Stage(stage.port))
+    assert (outcome.status, len(outcome.waits)) == (3, len(PAUSES))
+
+
+# -- 5. What is seen of it -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that has ended."""
+
+    status: int
+    out: str
+    shown: str  # on the terminal that is its stderr
+    peak: int  # KB it needed at most
+
+
+def on_terminal(argv: Sequence[str], env: Mapping[str, str]) -> Ended:
+    """Runs a command whose stderr is a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (25, 80))
+    with subprocess.Popen(
+        argv, env={**env, "COLUMNS": "80"}, stdout=subprocess.PIPE, stderr=theirs, text=True
+    ) as process:
+        os.close(theirs)
+        shown = bytearray()
+        with contextlib.suppress(OSError), open(ours, "rb", buffering=0) as terminal:
+            while piece := terminal.read(4096):
+                shown += piece
+        assert process.stdout is not None
+        out = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return Ended(process.returncode, out, shown.decode(), used.ru_maxrss)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+def test_a_terminal_shows_how_far_it_is(tmp_path: Path) -> None:
+    image = bytes(3 << 20)
+    file = tmp_path / "large.bin"
+    file.write_bytes(image)
+    with acting(saying(b""), taking(image, CONTINUE)) as stage:
+        ended = on_terminal(command(file, "--to", stage.url), {"OTA_TOKEN": TOKEN})
+    assert (ended.status, TOKEN in ended.shown + ended.out) == (0, False)
+    lost, *bars = ended.shown.replace("\r\n", "\n").split("\r")
+    assert lost == "the connection was lost; once more in 1 s\n"
+    assert bars[-1] == f"[{'#' * 40}] 100 % of 3.15 MB\n"
+    drawn = re.compile(r"\[#* *\] +([0-9]+) % of 3\.15 MB\n?")
+    shares = [int(share) for bar in bars for share in drawn.findall(bar)]
+    assert (shares, len(shares)) == (sorted(shares), len(bars))
+
+
+def test_nothing_moves_where_there_is_no_terminal(run: Run) -> None:
+    with acting(taking(IMAGE, CONTINUE)) as stage:
+        assert run(stage).err == ""
+
+
+def test_a_large_file_takes_no_more_memory_than_a_small_one(tmp_path: Path) -> None:
+    peaks: list[int] = []
+    for size in (1 << 10, 16 << 20):
+        image, file = bytes(size), tmp_path / f"{size}.bin"
+        file.write_bytes(image)
+        with acting(taking(image, CONTINUE)) as stage:
+            ended = on_terminal(command(file, "--to", stage.url), {"OTA_TOKEN": TOKEN})
+        assert ended.status == 0
+        peaks.append(ended.peak)
+    assert peaks[1] - peaks[0] < 2048
+
+
+def test_a_token_from_the_environment_is_not_in_the_list_of_processes(firmware: Path) -> None:
+    lines: list[bytes] = []
+
+    def look(peer: Peer) -> None:
+        lines.append(Path(f"/proc/{process.pid}/cmdline").read_bytes())
+        peer.say(problem("403 Forbidden", "not you"))
+
+    if not Path("/proc/self/cmdline").exists():
+        pytest.skip("needs /proc")
+    with (
+        acting(look) as stage,
+        subprocess.Popen(
+            command(firmware, "--to", stage.url),
+            env={"OTA_TOKEN": f"{TOKEN}\n"},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.wait(PATIENCE) == 1
+        assert f"Authorization: Bearer {TOKEN}" in stage.heads[0]
+        assert process.stderr is not None
+        assert TOKEN not in process.stderr.read()
+    assert b"publish" in lines[0]
+    assert TOKEN.encode() not in lines[0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no signals")
+def test_ctrl_c_is_one_line(firmware: Path) -> None:
+    def act(peer: Peer) -> None:
+        process.send_signal(signal.SIGINT)
+        peer.body(1)
+
+    with (
+        acting(act) as stage,
+        subprocess.Popen(
+            command(firmware, "--to", stage.url),
+            env={"OTA_TOKEN": TOKEN},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.wait(PATIENCE) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == "ota-server: interrupted; a second try does no harm\n"
