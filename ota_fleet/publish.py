@@ -42,7 +42,8 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 from urllib.parse import quote
 
 from ota_fleet.probe import Target, read_url
-from ota_server import CHUNK, MAX_NOTES, Parser, Refused, printable
+from ota_fleet.rows import MAX_LONG
+from ota_server import CHUNK, Parser, Refused, printable
 
 DESCRIPTION = """Brings a firmware or a file system to a server that was started with --state.
 Ends with 0: it is published, or was there already; 1: the server refuses it; 2: wrong usage;
@@ -162,16 +163,15 @@ def _trusting(ca: str | None) -> ssl.SSLContext:
 
 def _notes(path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_NOTES + 1)
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(MAX_LONG + 1).strip()
     except OSError as err:
         raise ValueError(f"--notes {path}: {err.strerror}") from err
-    if len(text) > MAX_NOTES:
-        raise ValueError(f"--notes {path}: more than {MAX_NOTES} bytes")
-    try:
-        return text.decode("utf-8-sig").strip()
     except UnicodeDecodeError as err:
         raise ValueError(f"--notes {path}: no text in UTF-8") from err
+    if len(text) > MAX_LONG:
+        raise ValueError(f"--notes {path}: more than {MAX_LONG} characters")
+    return text
 
 
 # -- 2. One request --------------------------------------------------------------------------------

@@ -14,13 +14,14 @@ where it says otherwise; values are parameters only.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-import re
 import sqlite3
 import threading
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
@@ -32,15 +33,17 @@ from ota_fleet.rows import (
     MAX_TEXT,
     App,
     Device,
+    Search,
     Sighting,
     StoredFile,
     clean,
     normal_id,
+    version_place,
 )
 from ota_fleet.schema import WAIT, connect, pragma, prepare, save, transaction
 from ota_server import Version
 
-__all__ = ["App", "Device", "Registry", "Sighting", "StoredFile", "normal_id"]
+__all__ = ["App", "Device", "Registry", "Search", "Sighting", "StoredFile", "normal_id"]
 
 BATCH_SECONDS = 1.0  # between two batches: what a dying machine forgets
 MAX_BATCH = 5_000  # check-ins of one transaction, some 50 ms: others wait that long for the lock
@@ -49,6 +52,7 @@ MAX_DEVICES = 10_000
 MAX_LABELS = 32
 MAX_PAGE = 1_000  # rows of one page of a list
 MAX_IDLE = 8  # connections kept for the next readers
+EVERYTHING = Search()
 READ_WAIT = 0.2  # seconds; nothing of ours makes a reader wait, another program may
 
 log = logging.getLogger("ota.registry")
@@ -87,10 +91,24 @@ SELECT id, project, chip, version, image, free_space, sdk, address, first_seen, 
     downloads, notes, labels, pin, EXISTS (SELECT 1 FROM admission
         WHERE admission.project = device.project AND admission.device = device.id)
 FROM device WHERE """
-# A tab keeps the fields apart. lower() is for ASCII in SQLite, for all letters in PostgreSQL.
-_PAGE = """id > ? AND (? = '%%' OR lower(id || '\t' || project || '\t' || chip || '\t' || version
-    || '\t' || address || '\t' || notes || '\t' || labels) LIKE lower(?) ESCAPE '!')
-ORDER BY id LIMIT ?"""
+# Labels are a line each, so that one is found as it is and no part of another. A tab keeps the
+# fields apart. lower() is for ASCII in SQLite, for all letters in PostgreSQL.
+_FOUND = """(? = '' OR chip = ?) AND (? = '' OR version = ?)
+    AND (? = '' OR replace(labels, ?, '') <> labels)
+    AND (? = '%%' OR lower(id || '\t' || project || '\t' || chip || '\t' || version
+    || '\t' || address || '\t' || notes || '\t' || labels) LIKE lower(?) ESCAPE '!')"""
+_OF_PROJECT = "project = ? AND "
+_SORTED = {  # what is behind a place, and the order
+    "id": (" AND id > ?", " ORDER BY id LIMIT ?"),
+    "-id": (" AND id < ?", " ORDER BY id DESC LIMIT ?"),
+    "project": (" AND (project, id) > (?, ?)", " ORDER BY project, id LIMIT ?"),
+    "-project": (" AND (project, id) < (?, ?)", " ORDER BY project DESC, id DESC LIMIT ?"),
+    "last_seen": (" AND (last_seen, id) > (?, ?)", " ORDER BY last_seen, id LIMIT ?"),
+    "-last_seen": (" AND (last_seen, id) < (?, ?)", " ORDER BY last_seen DESC, id DESC LIMIT ?"),
+}
+_VERSIONS = "SELECT version, id FROM device WHERE "
+_ADMISSIONS = """SELECT device FROM admission WHERE project = ? AND device > ?
+ORDER BY device LIMIT ?"""
 _NOTE = """UPDATE device SET notes = COALESCE(?, notes), labels = COALESCE(?, labels),
     pin = COALESCE(?, pin) WHERE id = ?"""
 _ADMIT = "INSERT INTO admission (project, device) VALUES (?, ?) ON CONFLICT DO NOTHING"
@@ -125,7 +143,7 @@ class Registry:
         self._batch: list[Sighting] = []  # taken from the queue, not written yet
         self._outage = False  # that nothing can be written just now was said
         self._full = False  # that devices are forgotten was said
-        self._lock = threading.Lock()  # of both writing connections; SQLite has one writer anyway
+        self._lock = threading.RLock()  # of both writing connections; SQLite has one writer anyway
         self._often = self._connection("PRAGMA synchronous = NORMAL")  # no sync for each batch
         self._surely = self._connection("PRAGMA synchronous = FULL")
         self._idle: list[Connection] = []
@@ -213,20 +231,37 @@ class Registry:
     # -- Devices -----------------------------------------------------------------------------------
 
     def devices(
-        self, project: str = "", search: str = "", after: str = "", limit: int = 100
+        self, search: Search = EVERYTHING, after: Sequence[str | int] = (), limit: int = 100
     ) -> list[Device]:
-        """A page of devices by id, from behind the id `after`; at most MAX_PAGE.
+        """A page of devices, from behind a place(); at most MAX_PAGE.
 
-        `search` stands anywhere in what is known of them, in upper or lower case; a whole MAC
-        address is found however it is written.
+        Raises:
+            KeyError: there is no such order.
         """
-        literal = re.sub("([!%_])", r"!\1", normal_id(search))
-        page = clean(after), f"%{literal}%", f"%{literal}%", max(1, min(limit, MAX_PAGE))
-        if project:
-            rows = self.rows(_DEVICES + "project = ? AND " + _PAGE, clean(project), *page)
-        else:
-            rows = self.rows(_DEVICES + _PAGE, *page)
-        return [Device.of(row) for row in rows]
+        where = (_OF_PROJECT if search.project else "") + _FOUND
+        values = (*filter(None, (clean(search.project),)), *search.values())
+        after = [clean(each) if isinstance(each, str) else each for each in after]
+        limit = max(1, min(limit, MAX_PAGE))
+        if search.sort.endswith("version"):
+            return self._by_version((_VERSIONS + where, *values), search.sort, after, limit)
+        behind, order = _SORTED[search.sort]
+        statement = _DEVICES + where + (behind if after else "") + order
+        return [Device.of(row) for row in self.rows(statement, *values, *after, limit)]
+
+    def _by_version(
+        self, query: Sequence[Any], sort: str, after: Sequence[str | int], limit: int
+    ) -> list[Device]:
+        """The same in the order of SemVer, which is not SQL's."""
+        with self.reading() as connection, transaction(connection, "BEGIN"):
+            rows = connection.execute(query[0], query[1:]).fetchall()
+            rows.sort(key=version_place)
+            if after:
+                here = bisect_left if sort[0] == "-" else bisect_right
+                found = here(rows, version_place(after), key=version_place)
+                rows = rows[:found] if sort[0] == "-" else rows[found:]
+            rows = rows[: -limit - 1 : -1] if sort[0] == "-" else rows[:limit]
+            one = functools.partial(connection.execute, _DEVICES + "id = ?")
+            return [Device.of(one((device,)).fetchone()) for _, device in rows]
 
     def device(self, device: str) -> Device | None:
         """What is known of an id; None: it was never seen, or forgotten."""
@@ -255,7 +290,7 @@ class Registry:
         words = sorted({clean(label, MAX_LONG) for label in labels or ()})
         if len(words) > MAX_LABELS or not all(0 < len(word) <= MAX_TEXT for word in words):
             raise ValueError(f"labels: at most {MAX_LABELS}, of 1 to {MAX_TEXT} characters")
-        text = None if labels is None else json.dumps(words, ensure_ascii=False)
+        text = None if labels is None else json.dumps(words, ensure_ascii=False, indent=0)
         pin = str(Version.parse(pin)) if pin else pin
         note = notes and clean(notes, MAX_LONG)
         return self.write(_NOTE, note, text, pin, normal_id(device)) > 0
@@ -277,6 +312,11 @@ class Registry:
     def admitted(self, project: str) -> frozenset[str]:
         """The ids admitted to a project, from memory; of another process within a second."""
         return self._admitted.get(project, frozenset())
+
+    def admissions(self, project: str, after: str = "", limit: int = 100) -> list[str]:
+        """A page of the ids admitted to a project, from behind the id `after`; at most MAX_PAGE."""
+        page = clean(project), clean(after), max(1, min(limit, MAX_PAGE))
+        return [device for (device,) in self.rows(_ADMISSIONS, *page)]
 
     def _change_admission(self, statement: str, project: str, device: str) -> bool:
         return self.write(statement, clean(project), normal_id(device)) > 0
@@ -362,9 +402,16 @@ class Registry:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that is on the disk, and in everybody's memory, when this is left."""
-        with self._lock, transaction(self._surely) as connection:
-            yield connection
+        """A transaction that is on the disk, and in everybody's memory, when this is left.
+
+        What is written inside by the same thread belongs to it.
+        """
+        with self._lock:
+            if self._surely.in_transaction:
+                yield self._surely
+                return
+            with transaction(self._surely) as connection:
+                yield connection
         self.refresh()
 
     def rows(self, statement: str, *values: str | int) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple, Self
 
@@ -67,6 +67,38 @@ class Device:
         return cls(*values)
 
 
+class Search(NamedTuple):
+    """Which devices a list has, "" for any, and in which order."""
+
+    project: str = ""
+    text: str = ""  # anywhere in what is known of them; a MAC address in any of its forms
+    chip: str = ""
+    version: str = ""
+    label: str = ""
+    sort: str = "id"  # or project, version, last_seen; with "-" in front: downwards
+
+    def place(self, device: Device) -> tuple[str | int, ...]:
+        """Where a device stands in the list: what comes behind it is the next page."""
+        by = self.sort.removeprefix("-")
+        return (device.id,) if by == "id" else (getattr(device, by), device.id)
+
+    def values(self) -> tuple[str, ...]:
+        """All but the project and the order, as the registry's statement takes them."""
+        label = "\n" + json.dumps(clean(self.label), ensure_ascii=False) if self.label else ""
+        text = re.sub("([!%_])", r"!\1", normal_id(self.text))
+        chip, version = clean(self.chip), clean(self.version)
+        return chip, chip, version, version, label, label, f"%{text}%", f"%{text}%"
+
+
+def version_place(row: Sequence[Any]) -> tuple[Any, ...]:
+    """What orders rows of version and id: what is no version stands before those that are."""
+    text, device = row
+    try:
+        return 1, Version.parse(text).precedence, text, device
+    except ValueError:
+        return 0, (), text, device
+
+
 @dataclass(frozen=True, slots=True)
 class App:
     """A line of the two-step protocol's table."""
@@ -74,6 +106,27 @@ class App:
     device_id: str  # as it was given: no MAC is rewritten
     app_ver: str  # the version to update from
     update_file_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A person who may sign in."""
+
+    id: int
+    email: str  # in lower case
+    role: str
+    password: str = field(repr=False)  # hashed, as accounts.py does it
+    created: int  # UTC seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A browser in which somebody signed in."""
+
+    digest: str  # of what the browser has
+    account: int
+    created: int  # UTC seconds
+    expires: int  # UTC seconds; from then on it opens nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,6 @@ from ota_server import (
     NAMED,
     UNCACHED,
     UNVERSIONED,
-    Access,
     Event,
     Facts,
     Image,
@@ -60,20 +59,10 @@ log = logging.getLogger("ota.two_step")
 Guard = Callable[[Request], None]
 
 
-def by_credentials(site: Site) -> tuple[Guard, ...]:
-    """The guards of a site, where these paths take S4's credentials instead of tokens."""
-    pair = f"{site.config.us_username}:{site.config.us_password}".encode("utf-8", "surrogateescape")
-    others = [
-        functools.partial(except_here, each) if isinstance(each, Access) else each
-        for each in site.guards
-    ]
-    return (*others, functools.partial(only_with, pair))
-
-
-def except_here(guard: Guard, request: Request) -> None:
-    """The guard, for all other paths."""
-    if PATHS.fullmatch(request.path) is None:
-        guard(request)
+def by_credentials(username: str, password: str) -> Guard:
+    """The guard of these paths, which take these credentials and no tokens."""
+    pair = f"{username}:{password}".encode("utf-8", "surrogateescape")
+    return functools.partial(only_with, pair)
 
 
 def only_with(pair: bytes, request: Request) -> None:

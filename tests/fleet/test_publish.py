@@ -350,7 +350,7 @@ WRONG = {
     "query": (("f.bin", "--to", "http://a/?b"), "a URL without a query"),
     "version": (("f.bin", "--to", "http://a", "--version", "1.0.0"), "needs --project"),
     "notes": (("f.bin", "--to", "http://a", "--notes", "none.md"), "--notes none.md: No such"),
-    "large-notes": (("f.bin", "--to", "http://a", "--notes", "large.md"), "more than 16384"),
+    "large-notes": (("f.bin", "--to", "http://a", "--notes", "large.md"), "more than 4096"),
     "binary-notes": (("f.bin", "--to", "http://a", "--notes", "f.bin"), "no text in UTF-8"),
     "no-ca": (("f.bin", "--to", "https://a", "--ca", "none.pem"), "--ca none.pem: no certificate"),
     "bad-ca": (("f.bin", "--to", "https://a", "--ca", "f.bin"), "--ca f.bin: no certificate"),
@@ -366,7 +366,7 @@ def test_wrong_usage_is_2_and_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "f.bin").write_bytes(b"\xe9\xff")
-    (tmp_path / "large.md").write_text("a" * 16385)
+    (tmp_path / "large.md").write_text("a" * 4097)
     argv, words = WRONG[row]
     assert main(argv, {"OTA_TOKEN": TOKEN}) == 2
     out, err = capsys.readouterr()

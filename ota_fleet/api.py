@@ -1,0 +1,250 @@
+"""The JSON API below /api/v1: which operation a request means, who may, and how it is answered.
+
+    loop    -- guard(): path, role, size and kind of the body --> refused before a body is sent
+    threads -- answer(): the same again, query and body as the table says --> Operation.run(Call)
+
+What the operations do is in `operations.py`, what follows from the table alone in `openapi.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from ota_fleet.accounts import Accounts, Actor, allow
+from ota_fleet.files import room
+from ota_fleet.openapi import BASE, JSON, MAX_JSON, PROBLEM, Operation, read_body, read_query
+from ota_server import (
+    RETRY_SECONDS,
+    UNCACHED,
+    Refused,
+    Reply,
+    Request,
+    Route,
+    Site,
+    Version,
+    body_reply,
+    shown,
+)
+
+NOBODY = Actor("", "")
+BELOW = re.compile("(?s)/api(?:/.*)?")
+
+
+class Call(NamedTuple):
+    """What an operation is asked, checked."""
+
+    site: Site
+    request: Request
+    actor: Actor  # NOBODY where everybody may
+    path: Mapping[str, str]  # parameters
+    query: Mapping[str, Any]  # those that were given
+    body: Mapping[str, Any]
+
+
+class Api:
+    """Routes, guard and endpoint of a table of operations."""
+
+    def __init__(self, table: Sequence[Operation], accounts: Accounts, max_image: int) -> None:
+        self._accounts = accounts
+        self._most = max_image << 20  # bytes
+        self._paths: dict[re.Pattern[str], dict[str, Operation]] = {}
+        for each in table:
+            methods = self._paths.setdefault(pattern_of(each.path), {})
+            methods[each.method] = each
+            if each.method == "GET":
+                methods["HEAD"] = each
+
+    def routes(self) -> tuple[Route, ...]:
+        """One for each path; the last is for all that is not there."""
+        return (
+            *(self._route(pattern, methods) for pattern, methods in self._paths.items()),
+            Route(BELOW, self.answer, ()),
+        )
+
+    def _route(self, pattern: re.Pattern[str], methods: Mapping[str, Operation]) -> Route:
+        bodies = [MAX_JSON * (each.body is not None) for each in methods.values()]
+        if any(each.upload for each in methods.values()):
+            bodies.append(self._most)
+        return Route(pattern, self.answer, tuple(methods), blocking=True, body=max(bodies))
+
+    def guard(self, request: Request) -> None:
+        """Never waits, so that the loop can ask before it receives a body.
+
+        Raises:
+            Refused: 401, 403, 404; 413 or 415, the body is none that will be read.
+        """
+        if BELOW.fullmatch(request.path) is None:
+            return
+        operation, names = self._find(request)
+        if operation is None:
+            return  # answer() says which methods there are
+        self._actor(operation, names, request)
+        if operation.body is None:
+            return
+        if request.body_size > MAX_JSON:
+            raise Refused(413, f"the body has {request.body_size} bytes, not at most {MAX_JSON}")
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != JSON:
+            raise Refused(415, f"send JSON, with Content-Type: {JSON}")
+
+    def answer(self, site: Site, request: Request) -> Reply:
+        """The endpoint of all paths."""
+        operation, names = self._find(request)
+        assert operation is not None  # as the routes have its methods only
+        actor = self._actor(operation, names, request)
+        query = read_query(operation, request.query)
+        body = read_body(operation, request.body) if operation.body is not None else {}
+        with room():
+            result = operation.run(Call(site, request, actor, names, query, body))
+        if isinstance(result, Reply):
+            return result
+        if operation.status == HTTPStatus.NO_CONTENT:
+            return Reply(204, (UNCACHED,))
+        return json_of(operation.status, result)
+
+    def _find(self, request: Request) -> tuple[Operation | None, Mapping[str, str]]:
+        """The operation, None if the path has no such method, and its parameters. Refused: 404."""
+        for pattern, methods in self._paths.items():
+            if match := pattern.fullmatch(request.path):
+                names = match.groupdict()
+                if not all(map(is_text, names.values())):
+                    raise Refused(404, "nothing is here: the path is no UTF-8")
+                return methods.get(request.method), names
+        raise Refused(404, f"nothing is here; what there is stands in {BASE}/openapi.json")
+
+    def _actor(self, operation: Operation, names: Mapping[str, str], request: Request) -> Actor:
+        """Who asks. Refused: 401, 403."""
+        if not operation.role:
+            return NOBODY
+        project = names.get("project", "")
+        if operation.anywhere and (known := self._accounts.actor(request)):
+            project = known.project
+        return self._accounts.require(request, operation.role, project)
+
+
+def pattern_of(path: str) -> re.Pattern[str]:
+    """Of a path below BASE. The id of a device may be any text, others have no slash."""
+    found = re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", re.escape(BASE + path).replace(r"\{", "{"))
+    return re.compile(found.replace("<device>[^/]+", "<device>(?s:.+)"))
+
+
+def is_text(words: str) -> bool:
+    """Whether it is UTF-8 all through."""
+    return re.search("[\ud800-\udfff]", words) is None
+
+
+def json_of(status: int, data: object, *headers: tuple[str, str]) -> Reply:
+    """A body of JSON that nobody keeps."""
+    return body_reply(status, JSON, json.dumps(data).encode(), UNCACHED, *headers)
+
+
+def problem(refused: Refused, _path: str = "") -> Reply:
+    """What a refused client of the API reads: RFC 9457."""
+    status = HTTPStatus(refused.status)
+    data = {"type": "about:blank", "title": status.phrase, "status": status.value}
+    body = json.dumps({**data, "detail": refused.reason}).encode()
+    headers = [UNCACHED, *refused.headers]
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+        headers.append(("Retry-After", str(RETRY_SECONDS)))
+    return body_reply(status.value, PROBLEM, body, *headers)
+
+
+def refusal_by_path(others: Callable[[Refused, str], Reply], refused: Refused, path: str) -> Reply:
+    """problem() for this API, and for other paths what they have."""
+    return (problem if BELOW.fullmatch(path) else others)(refused, path)
+
+
+# -- Words -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Makes a ValueError, whose message is a sentence, a 422."""
+    try:
+        yield
+    except ValueError as err:
+        raise Refused(422, str(err)) from err
+
+
+def within(actor: Actor, project: str) -> str:
+    """The project that is meant, "" for all: that of a token, if it has one. Refused: 403."""
+    project = project or actor.project
+    allow(actor, actor.role, project)
+    return project
+
+
+def about(actor: Actor) -> dict[str, Any]:
+    """What somebody is told of himself."""
+    return {each: getattr(actor, each) for each in ("name", "role", "project", "csrf")}
+
+
+def without(secret: str) -> Callable[[Any], dict[str, Any]]:
+    """What makes a dictionary of a row, but for one field."""
+    return lambda row: {name: value for name, value in asdict(row).items() if name != secret}
+
+
+def normal(version: str) -> str:
+    """A version as it is stored; what is none, as it is."""
+    try:
+        return str(Version.parse(version))
+    except ValueError:
+        return version
+
+
+# -- Pages of lists --------------------------------------------------------------------------------
+
+
+def page_of(
+    found: Sequence[Any],
+    limit: int,
+    place: Callable[[Any], Iterable[str | int]],
+    form: Callable[[Any], object] = asdict,
+) -> dict[str, Any]:
+    """One page in its `form`, and the cursor behind it; a page that is not full is the last."""
+    more = len(found) >= limit
+    items = [form(each) for each in found]
+    return {"items": items, "next": write_cursor(place(found[-1])) if more else None}
+
+
+def read_number(text: str) -> int:
+    """A number in a path. Refused: 404, it is none."""
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise Refused(404, f"{shown(text)} is no number, so nothing is here")
+    return int(text)
+
+
+def write_cursor(place: Iterable[str | int]) -> str:
+    """A place in a list, for nobody to read but read_cursor()."""
+    return base64.urlsafe_b64encode(json.dumps([*place]).encode()).decode().rstrip("=")
+
+
+def read_cursor(text: str, *kinds: type) -> list[Any]:
+    """A place of such values, none if there is no cursor. Refused: 422, it is not of this list."""
+    if not text:
+        return []
+    try:
+        place = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        if isinstance(place, list) and [*map(type, place)] == [*kinds]:
+            return place
+    except (ValueError, RecursionError):
+        pass
+    raise Refused(422, f"?cursor {shown(text)} is not of this list: begin without one")
+
+
+def listed(
+    found: Iterable[Mapping[str, Any]], call: Call, place: Callable[[Any], str | int]
+) -> dict[str, Any]:
+    """A page of what is all in memory, by its place."""
+    ordered = sorted(found, key=place)
+    kinds = {type(place(each)) for each in ordered[:1]} or {str}
+    after = read_cursor(call.query.get("cursor", ""), *kinds)
+    ordered = [each for each in ordered if not after or place(each) > after[0]]
+    limit = call.query.get("limit", 100)
+    return page_of(ordered[:limit], limit, lambda each: [place(each)], dict)
