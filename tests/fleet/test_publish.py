@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import selectors
 import signal
 import socket
 import ssl
@@ -21,15 +22,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
 import ota_server
 from ota_fleet import publish
 from ota_fleet.publish import LONGEST, PAUSES, main
-from tests.core.wire import PATIENCE
-from tests.data.make_images import esp32_image
+from tests.conftest import running, site_of
+from tests.core.wire import PATIENCE, Script, client_context
+from tests.data.make_images import esp32_image, littlefs_image
 from tests.fleet.sick import scripted
+from tests.fleet.test_fleet import fleet
 
 TOKEN = "ota_a-token_that-nobody.else~has"  # noqa: S105
 TRIES = len(PAUSES) + 1
@@ -709,3 +714,265 @@ def test_ctrl_c_is_one_line(firmware: Path) -> None:
         assert process.wait(PATIENCE) == 130
         assert process.stderr is not None
         assert process.stderr.read() == "ota-server: interrupted; a second try does no harm\n"
+
+
+# -- 6. The real server ----------------------------------------------------------------------------
+
+ADMIN = {"ADMIN_EMAIL": "ada@ota.example", "ADMIN_PASSWORD": "correct horse battery"}
+
+
+@dataclass(slots=True)
+class Shop:
+    """The real server, as its administrator sees it."""
+
+    script: Script
+    cookie: str = ""
+    csrf: str = ""
+
+    @property
+    def url(self) -> str:
+        """What --to says."""
+        return f"http{'s' * bool(self.script.ca)}://127.0.0.1:{self.script.port}"
+
+    def ask(self, method: str, path: str, data: object = None) -> Any:
+        """What the API answers to its administrator."""
+        context = client_context(self.script.ca) if self.script.ca else None
+        fields = {"Content-Type": "application/json", "Cookie": self.cookie}
+        fields["X-CSRF-Token"] = self.csrf
+        body = None if data is None else json.dumps(data).encode()
+        request = Request(f"{self.url}/api/v1{path}", body, fields, method=method)
+        with urlopen(request, timeout=PATIENCE, context=context) as answer:
+            if cookie := answer.headers["Set-Cookie"]:
+                self.cookie = cookie.partition(";")[0]
+            return json.load(answer)
+
+    def sign_in(self) -> None:
+        """Whatever is asked from now on is an administrator's."""
+        names = {"email": ADMIN["ADMIN_EMAIL"], "password": ADMIN["ADMIN_PASSWORD"]}
+        self.csrf = self.ask("POST", "/session", names)["csrf"]
+
+    def token(self, role: str = "publisher", project: str = "") -> str:
+        """A new one."""
+        made = self.ask("POST", "/tokens", {"name": "CI", "role": role, "project": project})
+        return str(made["token"])
+
+    def releases(self, project: str = "sensor") -> list[dict[str, Any]]:
+        """What is published."""
+        return list(self.ask("GET", f"/projects/{project}/releases")["items"])
+
+    def run(self, *argv: str | Path, token: str) -> int:
+        """The command in this process."""
+        to = ("--to", self.url) if "--to" not in argv else ()
+        ca = ("--ca", self.script.ca) if self.script.ca else ()
+        return main([*map(str, (*argv, *to, *ca))], {"OTA_TOKEN": token}, lambda _: None)
+
+
+@contextlib.contextmanager
+def shop(folder: Path, *options: str, ca: Path | None = None) -> Iterator[Shop]:
+    """The real server with the project `sensor`."""
+    with fleet(folder, *options, env=ADMIN, ca=ca) as script:
+        made = Shop(script)
+        made.sign_in()
+        made.ask("PUT", "/projects/sensor", {})
+        yield made
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_release_is_published_once_and_devices_get_it(
+    secure: bool,
+    shelf: Path,
+    firmware: Path,
+    certificate: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with shop(shelf, ca=certificate if secure else None) as made:
+        token = made.token(project="sensor")
+        runs = [made.run(firmware, token=token) for _ in range(2)]
+        out, err = capsys.readouterr()
+        url = f"{made.url}/sensor/sensor-1.2.0.bin"
+        assert (runs, err) == ([0, 0], "")
+        assert out == f"sensor 1.2.0 is published: {url}\nsensor 1.2.0 is there already: {url}\n"
+        with made.script.dial() as wire:
+            assert wire.ask(url.removeprefix(made.url)).body == IMAGE
+        with made.script.dial() as wire:
+            older = wire.ask("/sensor", "x-ESP32-version: 1.1.0")
+            assert (older.status, older.body) == (200, IMAGE)
+        (release,) = made.releases()
+    sha256 = hashlib.sha256(IMAGE).hexdigest()
+    assert (release["version"], release["sha256"]) == ("1.2.0", sha256)
+
+
+Cut = Callable[[int, bool], bool]  # bytes to the server so far, whether it speaks -> break off?
+
+
+@dataclass(slots=True)
+class Relay:
+    """Passes bytes on to a server, and breaks the first connections off."""
+
+    port: int
+    cuts: list[Cut]
+    passed: list[int] = field(default_factory=list)  # bytes to the server, of each connection
+
+    def carry(self, client: socket.socket, server: socket.socket) -> None:
+        """One connection, to its end."""
+        cut = self.cuts.pop(0) if self.cuts else lambda _passed, _answers: False
+        self.passed.append(0)
+        with selectors.DefaultSelector() as ready:
+            ready.register(client, selectors.EVENT_READ, server)
+            ready.register(server, selectors.EVENT_READ, client)
+            while True:
+                for key, _ in ready.select(PATIENCE):
+                    data = key.fileobj.recv(4096)  # type: ignore[union-attr]
+                    self.passed[-1] += len(data) * (key.fileobj is client)
+                    if not data or cut(self.passed[-1], key.fileobj is server):
+                        return
+                    key.data.sendall(data)
+
+
+@contextlib.contextmanager
+def relayed(port: int, *cuts: Cut) -> Iterator[Relay]:
+    """A relay before this port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        relay = Relay(listener.getsockname()[1], list(cuts))
+        over = threading.Event()
+
+        def serve() -> None:
+            while True:
+                client, _ = listener.accept()
+                with client, socket.create_connection(("127.0.0.1", port)) as server:
+                    if over.is_set():
+                        return
+                    with contextlib.suppress(OSError):
+                        relay.carry(client, server)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield relay
+        finally:
+            over.set()
+            socket.create_connection(listener.getsockname(), PATIENCE).close()
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+LARGE = esp32_image("sensor", "1.2.0", payload=bytes(1 << 20))
+
+
+def test_a_connection_that_breaks_anywhere_ends_with_one_release(
+    shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "large.bin"
+    file.write_bytes(LARGE)
+    cuts: tuple[Cut, ...] = (
+        lambda _passed, _answers: True,
+        lambda _passed, answers: answers,  # the 100
+        lambda passed, _answers: passed > len(LARGE) // 2,
+        lambda passed, answers: passed > len(LARGE) and answers,  # the 201
+    )
+    with shop(shelf) as made, relayed(made.script.port, *cuts) as relay:
+        to = ("--to", f"http://127.0.0.1:{relay.port}")
+        assert made.run(file, *to, token=made.token()) == 0
+        (release,) = made.releases()
+    out, err = capsys.readouterr()
+    assert out.startswith("sensor 1.2.0 is there already: ")  # of which nobody had heard
+    assert err.count("the connection was lost; once more in ") == len(cuts)
+    assert (release["size"], len(relay.passed)) == (len(LARGE), len(cuts) + 1)
+
+
+DAMAGED = IMAGE[:-20] + bytes(20)
+NEWER = esp32_image("sensor", "1.3.0")
+PROBLEMS: dict[str, tuple[bytes, tuple[str, ...], str]] = {
+    "no-project": (esp32_image("lamp", "1.0.0"), (), "create it first, PUT /api/v1/projects/lamp"),
+    "other-project": (NEWER, ("--project", "lamp"), "create it first"),
+    "other-version": (
+        NEWER,
+        ("--project", "sensor", "--version", "1.4.0"),
+        "the image says it is 1.3.0, not 1.4.0",
+    ),
+    "no-version": (NEWER, ("--project", "sensor", "--version", "new"), "'new' is no version"),
+    "lower": (esp32_image("sensor", "1.1.0"), (), "or ?replace=1"),
+    "equal": (esp32_image("sensor", "1.2.0", payload=b"other"), (), "1.2.0 of 'sensor' is there"),
+    "other-chip": (esp32_image("sensor", "1.3.0", chip_id=9), (), "the image is for esp32s3"),
+    "damaged": (DAMAGED, (), "is damaged or half copied"),
+    "no-image": (b"hello, world, this is no image", (), "is text, not an image"),
+}
+
+
+def test_what_the_server_refuses_is_1_with_its_sentence(
+    shelf: Path, firmware: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with shop(shelf) as made:
+        token = made.token()
+        assert made.run(firmware, token=token) == 0
+        capsys.readouterr()
+        for row, (image, options, words) in PROBLEMS.items():
+            firmware.write_bytes(image)
+            status, (out, err) = made.run(firmware, *options, token=token), capsys.readouterr()
+            assert (row, status, out, words in err) == (row, 1, "", True), err
+        assert len(made.releases()) == 1
+        firmware.write_bytes(PROBLEMS["lower"][0])
+        assert made.run(firmware, "--replace", token=token) == 0
+        assert len(made.releases()) == 2
+
+
+def test_who_may_not_publish_sends_no_file(
+    shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "large.bin"
+    file.write_bytes(LARGE)
+    with (
+        shop(shelf, "--max-image", "1") as made,
+        relayed(made.script.port) as relay,
+    ):
+        made.ask("PUT", "/projects/lamp", {})
+        rows = (
+            ("ota_nobody", (), "401"),
+            (made.token("viewer"), (), "403"),
+            (made.token(project="lamp"), ("--project", "sensor"), "403"),
+            (made.token(), (), "413"),
+        )
+        for token, options, words in rows:
+            to = ("--to", f"http://127.0.0.1:{relay.port}")
+            status, (out, err) = made.run(file, *to, *options, token=token), capsys.readouterr()
+            assert (status, out, words in err) == (1, "", True), err
+        assert made.releases() == []
+    assert len(relay.passed) == len(rows)
+    assert max(relay.passed) < 2000
+
+
+def test_notes_are_published(shelf: Path, firmware: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text("* no more Lärm\n", encoding="utf-8")
+    with shop(shelf) as made:
+        assert made.run(firmware, "--notes", notes, token=made.token()) == 0
+        assert [each["notes"] for each in made.releases()] == ["* no more Lärm"]
+
+
+def test_a_file_system_is_published_beside_its_firmware(shelf: Path, firmware: Path) -> None:
+    with shop(shelf) as made:
+        token = made.token()
+        assert made.run(firmware, token=token) == 0
+        firmware.write_bytes(littlefs_image())
+        which = ("--project", "sensor", "--version", "1.2.0")
+        assert made.run(firmware, *which, token=token) == 0
+        names = {each["name"] for each in made.releases()}
+    assert names == {"sensor-1.2.0.bin", "sensor-1.2.0.littlefs.bin"}
+
+
+def test_a_server_without_state_says_so(
+    shelf: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running(site_of(shelf)) as server:
+        outcome = run(Stage(server.server_port))
+    assert outcome.status == 1
+    assert publish.NO_API in outcome.err
+
+
+def test_the_command_publishes_by_the_script(shelf: Path, firmware: Path) -> None:
+    with shop(shelf) as made:
+        argv = command(firmware, "--to", made.url)
+        env = {"OTA_TOKEN": made.token()}
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("sensor 1.2.0 is published: http://127.0.0.1:")
