@@ -6,28 +6,32 @@ They import ota_server, never the reverse, but for two doors there: `--state` an
 from __future__ import annotations
 
 import functools
+import logging
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ota_fleet import doctor, publish, schema
-from ota_fleet.accounts import Accounts
-from ota_fleet.api import BELOW, Api, refusal_by_path
+from ota_fleet.accounts import Accounts, Opening
+from ota_fleet.api import Api, refusal_by_path
 from ota_fleet.files import Store
 from ota_fleet.ledger import Ledger
 from ota_fleet.operations import Operations
 from ota_fleet.registry import Registry, Sighting, normal_id
-from ota_fleet.rules import not_whitelisted
-from ota_fleet.two_step import PATHS, TwoStep, by_credentials
-from ota_server import Access, Event, Release, Request, Site
+from ota_fleet.rules import not_again, not_whitelisted, towards_target, withdrawn
+from ota_fleet.stock import Stock
+from ota_fleet.two_step import TwoStep, by_credentials
+from ota_fleet.upload import Uploads
+from ota_server import Access, Config, Event, Release, Rule, Site, only_newer, same_image
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "check": doctor.main,
     "publish": publish.main,
     "--backup": schema.backup,
 }
+
+log = logging.getLogger("ota.fleet")
 
 
 def extend(site: Site) -> Site:
@@ -39,46 +43,67 @@ def extend(site: Site) -> Site:
         registry = Registry(path, max_devices=config.max_devices)
     except RuntimeError as err:
         raise ValueError(str(err)) from err
+    store = Store(os.path.join(config.state, "files"), registry)
+    stock = Stock(site.catalog, registry, store)
     site = replace(
-        site,
+        with_stock(site, stock, registry),
         listeners=(*site.listeners, functools.partial(remember, registry)),
-        closers=(*site.closers, registry.close),
+        closers=(*site.closers, stock.close, registry.close, store.close),
     )
     if config.admit == "WHITELIST":
         rule = not_whitelisted(lambda name, mac: normal_id(mac) in registry.admitted(name))
         site = replace(site, rules=(*site.rules, rule))
-    speaks_s4 = bool(config.us_username and config.us_password)
-    own = (BELOW, PATHS) if speaks_s4 else (BELOW,)
-    guards = [
-        functools.partial(elsewhere, own, each) if isinstance(each, Access) else each
-        for each in site.guards
-    ]
     ledger = Ledger(registry)
     accounts = Accounts(ledger, secure=bool(config.cert))
-    if config.admin_email and config.admin_password and accounts.setup_secret:
-        accounts.open_account(config.admin_email, config.admin_password, "admin", who="start")
-    operations = Operations(accounts, registry, ledger, config.state)
-    api = Api(operations.table(), accounts, config.max_image)
-    site = replace(
+    try:
+        begin(accounts, config)
+    except ValueError as err:
+        for close in site.closers:
+            close()
+        raise ValueError(f"ADMIN_EMAIL, ADMIN_PASSWORD: {err}") from err
+    opened = [
+        Opening(accounts, site.catalog, each) if isinstance(each, Access) else each
+        for each in site.guards
+    ]
+    site = replace(site, guards=tuple(opened))
+    routes = TwoStep(registry, store, config.max_image).routes()
+    guards = by_credentials(site, accounts, registry)
+    uploads = Uploads(stock, ledger, config)
+    operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
+    api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
+    return replace(
         site,
         guards=(*guards, api.guard),
-        routes=(*api.routes(), *site.routes),
+        routes=(*routes, *api.routes(), *site.routes),
         refusal=functools.partial(refusal_by_path, site.refusal),
     )
-    if not speaks_s4:
-        return site
-    store = Store(os.path.join(config.state, "files"), registry)
-    routes = TwoStep(registry, store, config.max_image).routes()
-    guard = by_credentials(config.us_username, config.us_password)
-    return replace(site, guards=(*site.guards, guard), routes=(*routes, *site.routes))
 
 
-def elsewhere(
-    own: Sequence[re.Pattern[str]], guard: Callable[[Request], None], request: Request
-) -> None:
-    """A guard, for all but the paths that have credentials of their own."""
-    if not any(paths.fullmatch(request.path) for paths in own):
-        guard(request)
+def begin(accounts: Accounts, config: Config) -> None:
+    """Makes the first account, or says in the log who may. ValueError: the settings are wrong."""
+    secret = accounts.setup_secret
+    if secret and config.admin_email:
+        accounts.set_up(secret, config.admin_email, config.admin_password)
+    elif secret:
+        log.warning("there is no account yet: make the first one at /admin/setup#%s", secret)
+
+
+def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
+    """The site with uploaded releases beside the folder's, and the rules that know of them."""
+    others: dict[Rule, Rule] = {
+        only_newer: towards_target(registry.pin),
+        same_image: not_again(registry.pin),
+    }
+    guards = (
+        replace(each, catalog=stock) if isinstance(each, Access) else each for each in site.guards
+    )
+    return replace(
+        site,
+        catalog=stock,
+        guards=tuple(guards),  # they must read a path as the endpoints do
+        rules=(*(others.get(rule, rule) for rule in site.rules), withdrawn(stock.is_withdrawn)),
+        unasked=tuple(others.get(rule, rule) for rule in site.unasked),
+    )
 
 
 def remember(registry: Registry, event: Event) -> None:

@@ -51,9 +51,17 @@ class Call(NamedTuple):
 class Api:
     """Routes, guard and endpoint of a table of operations."""
 
-    def __init__(self, table: Sequence[Operation], accounts: Accounts, max_image: int) -> None:
+    def __init__(
+        self,
+        table: Sequence[Operation],
+        accounts: Accounts,
+        resolve: Callable[[str], str],
+        most: int,
+    ) -> None:
+        """`resolve` gives a project's own name for its alias; `most` is bytes of an upload."""
         self._accounts = accounts
-        self._most = max_image << 20  # bytes
+        self._resolve = resolve
+        self._most = most
         self._paths: dict[re.Pattern[str], dict[str, Operation]] = {}
         for each in table:
             methods = self._paths.setdefault(pattern_of(each.path), {})
@@ -123,7 +131,7 @@ class Api:
         """Who asks. Refused: 401, 403."""
         if not operation.role:
             return NOBODY
-        project = names.get("project", "")
+        project = self._resolve(names.get("project", ""))
         if operation.anywhere and (known := self._accounts.actor(request)):
             project = known.project
         return self._accounts.require(request, operation.role, project)

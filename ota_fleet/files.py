@@ -2,9 +2,10 @@
 
     put(path, body) -> DIR/files/<sha256> -> a row: path, digests, size
     open(path) -> is there such a row? -> DIR/files/<sha256>
+    keeping(body) -> DIR/files/<sha256> -> a release's row, which stock.py writes
 
 A path is only ever looked up among rows; what lies in the folder is called after its content. So
-the same bytes are stored once, under however many paths.
+the same bytes are stored once, under however many paths and as however many releases.
 """
 
 from __future__ import annotations
@@ -13,21 +14,26 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import shutil
 import sqlite3
-import threading
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
-from typing import BinaryIO
+from sqlite3 import Connection
+from typing import BinaryIO, NamedTuple
 
 from ota_fleet.registry import Registry
 from ota_fleet.rows import StoredFile
-from ota_server import FULL, Refused, printable
+from ota_server import FULL, Facts, Identity, Refused, identity_of, inspect, printable
+
+if sys.platform != "win32":
+    import fcntl
 
 PIECE = 1 << 20  # bytes that are hashed or copied at once
 
-_OURS = re.compile(r"[0-9a-f]{64}(?:\.part)?")  # names that are given here
+_OURS = re.compile(r"[0-9a-f]{64}(?:(?:\.[0-9a-f]{16})?\.part)?")  # names that are given here
 
 log = logging.getLogger("ota.files")
 
@@ -44,66 +50,139 @@ def room() -> Iterator[None]:
         raise Refused(507, "there is no room left on the disk: make some, send it again") from err
 
 
-class Store:
-    """Files in a folder, each called by its SHA-256; registry says which are needed and as what.
+Found = tuple[Identity | None, Facts | str]  # str: why it is not offered; None: there is no file
 
-    A file is there before a row names it, and goes after the last row that did.
+
+class Kept(NamedTuple):
+    """What bytes are called here, and how many there are; digests are lower-case hex."""
+
+    sha256: str
+    md5: str
+    size: int  # bytes
+
+
+class Store:
+    """Files in a folder, each called by its SHA-256; rows of the registry say which are needed.
+
+    A file is there before a row names it, and goes after the last row that did. Several servers
+    may use the folder: whether a file is needed is found out where nobody else can write a row.
     """
 
     def __init__(self, folder: str, registry: Registry) -> None:
         """Makes the folder, and removes what a crash left in it. OSError: it is not to be used."""
         self._folder = folder
         self._registry = registry
-        self._changing = threading.Lock()
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        self._sweep(registry.file_digests())
+        self._claim: int | None = None
+        if sys.platform == "win32":
+            self._sweep()
+        else:
+            self._claim = os.open(folder, os.O_RDONLY)
+            self._share(self._claim)
+
+    def close(self) -> None:
+        """Lets the next server sweep the folder; once more does nothing."""
+        if self._claim is not None:
+            os.close(self._claim)
+        self._claim = None
+
+    def path(self, digest: str) -> str:
+        """Where bytes with this SHA-256 are, if they are there."""
+        return os.path.join(self._folder, digest)
 
     def put(self, path: str, body: BinaryIO) -> StoredFile:
         """Keeps the bytes under this path, on the disk when it comes back. OSError: it cannot."""
-        sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
-        while piece := body.read(PIECE):
-            sha256.update(piece)
-            md5.update(piece)
-            size += len(piece)
-        os.fsync(body.fileno())
-        stored = StoredFile(path, sha256.hexdigest(), md5.hexdigest(), size)
-        with self._changing:
-            self._keep(body, stored)
-            unused = self._registry.put_file(stored)
-            if unused:
-                with suppress(FileNotFoundError):
-                    os.unlink(self._path(unused))
+        with self.keeping(body) as (kept, connection):
+            stored = StoredFile(path, *kept)
+            before = self._registry.put_file(connection, stored)
+        if before:
+            self.drop(before)
         return stored
+
+    @contextmanager
+    def keeping(self, body: BinaryIO) -> Iterator[tuple[Kept, Connection]]:
+        """The bytes, kept, and the transaction in which a row is to name them.
+
+        Without such a row in the end they go again. OSError, sqlite3.Error: it cannot be done.
+        """
+        kept = self.keep(body)
+        try:
+            with self._registry.writing() as connection:
+                if not os.path.exists(self.path(kept.sha256)):  # somebody just dropped them
+                    self._name(body, kept)
+                yield kept, connection
+        except BaseException:
+            with suppress(OSError, sqlite3.Error):  # else they are swept at the next start
+                self.drop(kept.sha256)
+            raise
+
+    def keep(self, body: BinaryIO) -> Kept:
+        """Puts the bytes on the disk under their digest; the same ones are there once."""
+        sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+        with FileIO(body.fileno(), closefd=False) as file:
+            file.seek(0)
+            while piece := file.read(PIECE):
+                sha256.update(piece)
+                md5.update(piece)
+                size += len(piece)
+        os.fsync(body.fileno())
+        kept = Kept(sha256.hexdigest(), md5.hexdigest(), size)
+        if not self._holds(kept):
+            self._name(body, kept)
+        return kept
+
+    def drop(self, *digests: str) -> None:
+        """Removes the bytes that no row names any more."""
+        with self._registry.writing() as connection:  # nobody names them meanwhile
+            for digest in digests:
+                if not self._registry.is_named(connection, digest):
+                    with suppress(FileNotFoundError):
+                        os.unlink(self.path(digest))
 
     def open(self, path: str) -> tuple[StoredFile, FileIO] | None:
         """What is stored under this path, and the file, which the caller closes; None: nothing."""
-        if found := self._open(path):
-            return found
-        with self._changing:  # it may just have been replaced
-            return self._open(path)
-
-    def _open(self, path: str) -> tuple[StoredFile, FileIO] | None:
-        stored = self._registry.file(path)
-        if stored is None:
-            return None
-        real = self._path(stored.sha256)
-        try:  # its name, for the log, is that by which it is asked for
-            file = FileIO(path, opener=lambda _, flags: os.open(real, flags))
-        except FileNotFoundError:
-            return None
-        if os.fstat(file.fileno()).st_size == stored.size:
-            return stored, file
-        file.close()
-        log.error("%s has not the %d bytes it was stored with", real, stored.size)
+        before = None
+        while (stored := self._registry.file(path)) not in {None, before}:
+            assert stored is not None
+            try:
+                file = self._open(stored)
+            except FileNotFoundError:
+                before = stored  # it may just have been replaced
+                continue
+            if os.fstat(file.fileno()).st_size == stored.size:
+                return stored, file
+            file.close()
+            log.error("%s has not the %d bytes it was stored with", stored.sha256, stored.size)
+            break
         return None
 
-    def _path(self, digest: str) -> str:
-        return os.path.join(self._folder, digest)
+    def look(self, digest: str, kind: str, before: Found | None = None) -> Found:
+        """What is there now; `before`, if it is still that file. OSError: it cannot be read."""
+        path = self.path(digest)
+        try:
+            if before and identity_of(os.stat(path)) == before[0]:
+                return before
+            with FileIO(path) as file:
+                facts = _facts(file, digest, kind)
+                return identity_of(os.fstat(file.fileno())), facts
+        except FileNotFoundError:
+            return None, "is gone from the disk"
 
-    def _keep(self, body: BinaryIO, stored: StoredFile) -> None:
-        """Gives the bytes their name, all at once, where it does not exist with them already."""
-        target = self._path(stored.sha256)
-        if not _linked(body, target, stored.size):
+    def _open(self, stored: StoredFile) -> FileIO:
+        """The bytes; their name, for the log, is that by which they are asked for."""
+        real = self.path(stored.sha256)
+        return FileIO(stored.path, opener=lambda _, flags: os.open(real, flags))
+
+    def _holds(self, kept: Kept) -> bool:
+        """Whether these very bytes are there already, whole."""
+        with suppress(FileNotFoundError), open(self.path(kept.sha256), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == kept.sha256
+        return False
+
+    def _name(self, body: BinaryIO, kept: Kept) -> None:
+        """Gives the bytes their name, all at once."""
+        target = self.path(kept.sha256)
+        if not _linked(body, target):
             self._copy(body, target)
         folder = os.open(self._folder, os.O_RDONLY)
         try:
@@ -112,12 +191,12 @@ class Store:
             os.close(folder)
 
     def _copy(self, body: BinaryIO, target: str) -> None:
-        """The same where a file without a name cannot get one."""
-        part = f"{target}.part"
-        body.seek(0)
+        """The same where a file without a name cannot get one, or a damaged one has it."""
+        part = f"{target}.{secrets.token_hex(8)}.part"
         try:
-            with open(part, "wb") as copy:
-                shutil.copyfileobj(body, copy, PIECE)
+            with FileIO(body.fileno(), closefd=False) as file, open(part, "xb") as copy:
+                file.seek(0)
+                shutil.copyfileobj(file, copy, PIECE)
                 copy.flush()
                 os.fsync(copy.fileno())
             os.replace(part, target)
@@ -126,20 +205,39 @@ class Store:
                 os.unlink(part)
             raise
 
-    def _sweep(self, needed: frozenset[str]) -> None:
+    def _share(self, folder: int) -> None:
+        """Uses the folder together with other servers; sweeps it while there is none."""
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            log.info("%s is not swept: another server uses it", printable(self._folder))
+        else:
+            self._sweep()
+        with suppress(OSError):  # a share of the network may have no locks
+            fcntl.flock(folder, fcntl.LOCK_SH)  # until it is closed
+
+    def _sweep(self) -> None:
         """Removes what no row names; nothing at all where a new database meets old files."""
+        needed = self._registry.file_digests()
         for name in os.listdir(self._folder) if needed else ():
             if name not in needed and _OURS.fullmatch(name):
-                log.warning("%s is removed: nothing needs it", printable(self._path(name)))
-                os.unlink(self._path(name))
+                log.warning("%s is removed: nothing needs it", printable(self.path(name)))
+                os.unlink(self.path(name))
 
 
-def _linked(body: BinaryIO, target: str, size: int) -> bool:
-    """Names a file that has no name: open(2), O_TMPFILE. Or it was there, with so many bytes."""
+def _facts(file: FileIO, digest: str, kind: str) -> Facts | str:
+    """What is known of an image, or why it is not offered; completes "name.bin ..."."""
+    try:
+        facts = inspect(file, kind)
+    except ValueError as err:
+        return str(err)
+    return facts if facts.sha256 == digest else "is damaged: it is not what was uploaded"
+
+
+def _linked(body: BinaryIO, target: str) -> bool:
+    """Names a file that has no name: open(2), O_TMPFILE."""
     try:  # with a descriptor os.link() calls linkat(), which follows the link in /proc
         os.link(f"/proc/self/fd/{body.fileno()}", target, src_dir_fd=body.fileno())
-    except FileExistsError:
-        return os.stat(target).st_size == size
     except (OSError, NotImplementedError):
         return False
     return True

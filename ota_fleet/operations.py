@@ -192,6 +192,7 @@ class Operations:
     def mint(self, call: Call) -> dict[str, Any]:
         """POST tokens."""
         wish = {"project": "", "device": "", **call.body}
+        wish["project"] = self.stock.resolve(wish["project"])
         with sentences():
             number, token = self.accounts.mint(**wish, who=call.actor.name)
         known = next(each for each in self.ledger.tokens() if each.id == number)

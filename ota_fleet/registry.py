@@ -118,7 +118,9 @@ _PUT_APP = """INSERT INTO device_app (device_id, app_ver, update_file_path) VALU
 ON CONFLICT (device_id) DO UPDATE SET
     app_ver = excluded.app_ver, update_file_path = excluded.update_file_path"""
 _DROP_APP = "DELETE FROM device_app WHERE device_id = ?"
-_FILES = "SELECT path, sha256, md5, size FROM stored_file WHERE "
+_FILES = "SELECT path, sha256, md5, size FROM stored_file WHERE path = ?"
+_NAMED = """SELECT sha256 FROM stored_file WHERE sha256 = ?
+UNION ALL SELECT sha256 FROM release WHERE sha256 = ? LIMIT 1"""
 _PUT = """INSERT INTO stored_file (path, sha256, md5, size) VALUES (?, ?, ?, ?)
 ON CONFLICT (path) DO UPDATE SET
     sha256 = excluded.sha256, md5 = excluded.md5, size = excluded.size"""
@@ -376,23 +378,25 @@ class Registry:
 
     def file(self, path: str) -> StoredFile | None:
         """What is stored under a path of the two-step protocol; None: nothing."""
-        rows = self.rows(_FILES + "path = ?", path)
+        rows = self.rows(_FILES, path)
         return StoredFile(*rows[0]) if rows else None
 
-    def put_file(self, file: StoredFile) -> str:
-        """Writes a row in the place of the one with its path; one thread at a time.
+    def put_file(self, connection: Connection, file: StoredFile) -> str:
+        """Writes a row in the place of the one with its path, as part of a transaction.
 
-        Gives back the digest of bytes that are under no path any more; "": there are none.
+        Gives back the digest of the bytes that were under this path; "": there were none.
         """
-        before = self.file(file.path)
-        self.write(_PUT, *astuple(file))
-        if before is None or self.rows(_FILES + "sha256 = ? LIMIT 1", before.sha256):
-            return ""
-        return before.sha256
+        before = connection.execute(_FILES, (file.path,)).fetchone()
+        connection.execute(_PUT, astuple(file))
+        return StoredFile(*before).sha256 if before else ""
+
+    def is_named(self, connection: Connection, digest: str) -> bool:
+        """Whether a row names these bytes, as part of a transaction."""
+        return connection.execute(_NAMED, (digest, digest)).fetchone() is not None
 
     def file_digests(self) -> frozenset[str]:
-        """The SHA-256 of all that is stored."""
-        rows = self.rows("SELECT DISTINCT sha256 FROM stored_file")
+        """The SHA-256 of all bytes that a row names."""
+        rows = self.rows("SELECT sha256 FROM stored_file UNION SELECT sha256 FROM release")
         return frozenset(digest for (digest,) in rows)
 
     def write(self, statement: str, *values: str | int | None) -> int:

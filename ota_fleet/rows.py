@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, NamedTuple, Self
 
-from ota_server import Version
+from ota_server import ESP32_CHIPS, Refused, Release, Version, shown
 
 MAX_TEXT = 255  # characters of what a device says of itself; of names too
 MAX_LONG = 4_096  # characters of notes, of an entry of the audit, of what the two-step table holds
@@ -165,6 +165,15 @@ class Entry:
         return sha256(f"{previous}{text}".encode()).hexdigest()
 
 
+MAX_ALIASES = 32
+CHIPS = ("esp8266", *ESP32_CHIPS.values())
+Rows = Sequence[Sequence[Any]]
+
+# What a URL with such a name would mean is something else.
+_NAME = re.compile(
+    r"(?!(?i:latest(?:-minimal|-safeboot)?|api|admin|devices|files|update|versions|healthz"
+    r"|.*\.(?:bin|gz|zip|json|ico|md5|sha256))\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+)
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:.-]?){5}[0-9A-Fa-f]{2}")
 
 
@@ -190,3 +199,131 @@ class StoredFile:
     sha256: str
     md5: str
     size: int  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRelease:
+    """An image that was uploaded; digests are lower-case hex."""
+
+    project: str
+    version: str  # in its normal form
+    kind: str  # as in ota_server.Release
+    chip: str  # as in ota_server.Facts
+    packed: bool
+    name: str  # of the file, for devices and people
+    sha256: str
+    md5: str
+    size: int  # bytes
+    notes: str
+    uploaded: int  # UTC seconds
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """What devices ask for by its name."""
+
+    name: str
+    chips: tuple[str, ...] = ()  # that its images may be for; none: those of its earlier images
+    aliases: tuple[str, ...] = ()  # what devices or images call it as well; sorted
+    created: int = 0  # UTC seconds
+    made: bool = True  # False: it is there because of files in the folder only
+
+
+class Stocked(NamedTuple):
+    """A release, and what is known beside it."""
+
+    release: Release  # without a path while there is a flaw
+    source: str  # "upload" | "folder"
+    uploaded: int  # UTC seconds; of the folder: when the file was last written
+    who: str  # "": it lies in the folder
+    withdrawn: str | None  # the reason, which may be ""; None: it is not
+    flaw: str = ""  # why no device gets it, completes "name.bin ..."; "": it is whole
+
+    @property
+    def cursor(self) -> str:
+        """Where it stands among the entries of its project."""
+        return f"{self.release.version}/{self.release.facts.sha256}/{self.release.name}"
+
+    def place(self) -> tuple[str, str]:
+        """What orders entries of one version."""
+        return self.release.name, self.release.facts.sha256
+
+    def is_behind(self, cursor: str) -> bool:
+        """Whether it comes later in a list, newest first. Refused: 422, that is no cursor."""
+        text, _, rest = cursor.partition("/")
+        digest, _, name = rest.partition("/")
+        try:
+            version = Version.parse(text)
+        except ValueError as err:
+            raise Refused(422, f"{shown(cursor)} is no cursor that came from here") from err
+        own = self.release.version
+        return own < version or (own == version and self.place() > (name, digest))
+
+    def as_json(self) -> dict[str, object]:
+        """What the API says of it."""
+        release, facts = self.release, self.release.facts
+        return {
+            "project": release.project,
+            "version": str(release.version),
+            "kind": release.kind,
+            "chip": facts.chip,
+            "packed": facts.packed,
+            "name": release.name,
+            "size": release.size,
+            "md5": facts.md5,
+            "sha256": facts.sha256,
+            "notes": release.notes,
+            "source": self.source,
+            "uploaded": self.uploaded,
+            "who": self.who,
+            "withdrawn": self.withdrawn,
+            "flaw": self.flaw,
+        }
+
+
+class Tables(NamedTuple):
+    """What the registry holds of all this, at one moment."""
+
+    projects: Mapping[str, Project] = {}
+    aliases: Mapping[str, str] = {}
+    releases: Mapping[str, Sequence[StoredRelease]] = {}  # by project, newest first
+    withdrawn: Mapping[tuple[str, str], str] = {}  # reasons by project and SHA-256
+
+
+def tables_of(projects: Rows, aliases: Rows, releases: Rows, withdrawn: Rows) -> Tables:
+    """The same from the rows that _ALL finds."""
+    owners: dict[str, str] = {}
+    names: dict[str, list[str]] = {}
+    for alias, project in aliases:
+        owners[alias] = project
+        names.setdefault(project, []).append(alias)
+    found: dict[str, list[StoredRelease]] = {}
+    for row in releases:
+        stored = replace(StoredRelease(*row), packed=bool(row[4]))
+        found.setdefault(stored.project, []).append(stored)
+    for each in found.values():
+        each.sort(key=lambda row: (Version.parse(row.version), row.uploaded), reverse=True)
+    made = {
+        name: Project(name, tuple(json.loads(chips)), tuple(names.get(name, ())), created)
+        for name, chips, created in projects
+    }
+    reasons = {(project, digest): reason for project, digest, reason in withdrawn}
+    return Tables(made, owners, found, reasons)
+
+
+def check_name(name: str) -> None:
+    """Refused: 422, no project can have this name."""
+    if _NAME.fullmatch(name) is None:
+        rule = "1 to 64 of A-Z a-z 0-9 . _ -, a letter or digit first, no word that URLs need"
+        raise Refused(422, f"{shown(name)} is no name for a project: {rule}")
+
+
+def check_project(project: Project) -> None:
+    """Refused: 422, no project can be like this."""
+    for name in (project.name, *project.aliases):
+        check_name(name)
+    if len(project.aliases) > MAX_ALIASES:
+        raise Refused(422, f"a project has at most {MAX_ALIASES} aliases")
+    if unknown := [chip for chip in project.chips if chip not in CHIPS]:
+        raise Refused(422, f"no chip is called {shown(unknown[0])}, but {', '.join(CHIPS)}")

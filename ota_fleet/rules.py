@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from ota_server import Objection, Release, Report, Rule, shown
+from ota_server import Objection, Release, Report, Rule, Version, only_newer, same_image, shown
 
 
 def not_whitelisted(is_admitted: Callable[[str, str], bool]) -> Rule:
@@ -27,3 +27,54 @@ def _not_whitelisted(
         who = report.device
     reason = f"{who} is not admitted to {shown(release.project)}"
     return Objection("not-whitelisted", reason, deny=True, final=True)
+
+
+def withdrawn(is_withdrawn: Callable[[Release], bool]) -> Rule:
+    """The rule that nobody gets what was taken back, but perhaps an older release.
+
+    `is_withdrawn` is asked on the loop, so it must not wait for anything.
+    """
+    return functools.partial(_withdrawn, is_withdrawn)
+
+
+def _withdrawn(
+    is_withdrawn: Callable[[Release], bool], _report: Report, release: Release
+) -> Objection | None:
+    if not is_withdrawn(release):
+        return None
+    return Objection("withdrawn", f"{release.version} was withdrawn")
+
+
+def towards_target(pin_of: Callable[[str], str]) -> Rule:
+    """only_newer, but for a device with a pin: it gets that version alone, also downwards.
+
+    `pin_of` gives the version that a device is to run, "" for any, on the loop: it must not wait.
+    """
+    return functools.partial(_towards_target, pin_of)
+
+
+def _towards_target(
+    pin_of: Callable[[str], str], report: Report, release: Release
+) -> Objection | None:
+    pin = pin_of(report.device) if report.device else ""
+    if not pin:
+        return only_newer(report, release)
+    target = Version.parse(pin)
+    if report.version == target:
+        return Objection("not-newer", f"the device runs {pin}, to which it is pinned", final=True)
+    if release.version != target:
+        return Objection("pinned", f"the device is pinned to {pin}, this is {release.version}")
+    return None
+
+
+def not_again(pin_of: Callable[[str], str]) -> Rule:
+    """same_image, which does not end the search for the version to which a device is pinned."""
+    return functools.partial(_not_again, pin_of)
+
+
+def _not_again(pin_of: Callable[[str], str], report: Report, release: Release) -> Objection | None:
+    objection = same_image(report, release)
+    pin = pin_of(report.device) if objection and report.device else ""
+    if objection and pin and release.version != Version.parse(pin):
+        return objection._replace(final=False)
+    return objection

@@ -19,15 +19,18 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import unquote
 
+from ota_fleet.accounts import DEVICE, Accounts, Actor, Opening
 from ota_fleet.files import Store, room
-from ota_fleet.registry import App, Registry
+from ota_fleet.registry import App, Registry, normal_id
 from ota_server import (
     NAMED,
     UNCACHED,
     UNVERSIONED,
+    Access,
     Event,
     Facts,
     Image,
@@ -50,6 +53,7 @@ MAX_TEXT = 255  # bytes of a device's id, version and path: fuota_b.c has room f
 MAX_LINE = 4096  # bytes of a line about a device, of three such texts
 DONE = Reply(200, (("Content-Length", "0"), UNCACHED))
 PATHS = re.compile("(?s)/(?:devices|files)(?:/.*)?")
+OWN = re.compile("(?s)/(?:api|devices|files)(?:/.*)?")  # with credentials of the fleet
 
 log = logging.getLogger("ota.two_step")
 
@@ -59,28 +63,66 @@ log = logging.getLogger("ota.two_step")
 Guard = Callable[[Request], None]
 
 
-def by_credentials(username: str, password: str) -> Guard:
-    """The guard of these paths, which take these credentials and no tokens."""
-    pair = f"{username}:{password}".encode("utf-8", "surrogateescape")
-    return functools.partial(only_with, pair)
+def except_here(guard: Guard, request: Request) -> None:
+    """The guard, for all paths that have no credentials of their own."""
+    if OWN.fullmatch(request.path) is None:
+        guard(request)
 
 
-def only_with(pair: bytes, request: Request) -> None:
-    """The guard of these paths: username:password, by Basic; the same for all.
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The guard of these paths, where a device's token opens less than that of who fills them."""
 
-    Raises:
-        Refused: 403, they are missing or wrong; S4 has no 401.
-    """
-    if PATHS.fullmatch(request.path) is None:
-        return
-    scheme, _, text = request.headers.get("authorization", "").partition(" ")
-    given = b""
-    if scheme.lower() == "basic":
+    accounts: Accounts
+    admitted: Callable[[str], frozenset[str]]  # the ids of a project's devices, from memory
+    pair: bytes = b""  # S4's own, the same for all: username:password; b"": there is none
+
+    def __call__(self, request: Request) -> None:
+        """Refused: 403, also where nothing is given, as S4 has no 401."""
+        if PATHS.fullmatch(request.path) is None or self._is_pair(request):
+            return
+        actor = self.accounts.actor(request)
+        if actor is None:
+            given = "wrong" if "authorization" in request.headers else "missing"
+            raise Refused(403, f"credentials are {given}: a token, as password of Basic or Bearer")
+        if actor.role == DEVICE:
+            self._allow_device(actor, request)
+            return
+        try:
+            self.accounts.require(request, "publisher", actor.project)
+        except Refused as refused:
+            raise Refused(403, refused.reason) from refused
+
+    def _is_pair(self, request: Request) -> bool:
+        scheme, _, text = request.headers.get("authorization", "").partition(" ")
+        if not self.pair or scheme.lower() != "basic":
+            return False
         with suppress(ValueError):
-            given = base64.b64decode(text.strip(), validate=True)
-    if not hmac.compare_digest(given, pair):
-        reason = "the credentials are wrong" if given else "credentials are missing"
-        raise Refused(403, f"{reason}: user name and password, by Basic")
+            return hmac.compare_digest(base64.b64decode(text.strip(), validate=True), self.pair)
+        return False
+
+    def _allow_device(self, actor: Actor, request: Request) -> None:
+        """Refused: 403. A token of a project is for the devices that were admitted to it."""
+        if request.method not in {"GET", "HEAD"}:
+            raise Refused(403, f"{actor.name} is a device's, which only reads here")
+        if request.path.startswith("/files"):
+            return
+        device = normal_id(_segment(request.path))
+        mine = {actor.device} if actor.device else self.admitted(actor.project)
+        everybody = not (actor.device or actor.project)
+        if not (device and (everybody or device in mine)):
+            raise Refused(403, f"{actor.name} is not for the device {shown(device)}")
+
+
+def by_credentials(site: Site, accounts: Accounts, registry: Registry) -> tuple[Guard, ...]:
+    """The guards of a site, where these paths take credentials of their own."""
+    user, password = site.config.us_username, site.config.us_password
+    pair = f"{user}:{password}".encode("utf-8", "surrogateescape") if user and password else b""
+    others = [
+        functools.partial(except_here, each) if isinstance(each, Access | Opening) else each
+        for each in site.guards
+    ]
+    return (*others, Credentials(accounts, registry.admitted, pair))
 
 
 # -- 2. Words of requests --------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -22,8 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ota_server
+from ota_fleet.accounts import Accounts
 from ota_fleet.files import Store
+from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Registry
+from ota_fleet.two_step import Credentials
 from ota_server import Image, Refused, Reply, Site, answer, parse_head, refusal, unnamed_file
 from tests.clients import Esp32Fuota
 from tests.conftest import wait_until
@@ -31,7 +34,8 @@ from tests.core.test_access import basic, bearer, text_of
 from tests.core.test_faults import shell
 from tests.core.wire import PATIENCE, Script, request, standing
 from tests.data.make_images import esp32_image
-from tests.fleet.test_fleet import fleet, registry_of, remembering
+from tests.fleet.test_fleet import close, fleet, registry_of, remembering
+from tests.fleet.test_registry import opened
 
 USER, PASSWORD = "sesame", "öpen:sesame"
 ENV = {"US_AUTH_USERNAME": USER, "US_AUTH_PASSWORD": PASSWORD, "PYTHONUTF8": "1"}
@@ -376,10 +380,78 @@ def test_credentials_open_nothing_to_who_may_not_ask(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("pair", [("", ""), (USER, ""), ("", PASSWORD)])
-def test_without_both_words_s4_is_not_spoken(pair: tuple[str, str], folder: Path) -> None:
+def test_without_both_words_there_is_no_pair(pair: tuple[str, str], folder: Path) -> None:
     with remembering(folder, us_username=pair[0], us_password=pair[1]) as site:
-        assert ask(site, GET, "/devices").status in {400, 404}
-        assert ask(site, PUT, "/files/a", NEW).status == 405
+        for who in ("", basic(*pair), ASK, "Authorization: Basic", "Authorization: Basic Og=="):
+            assert ask(site, GET, "/devices", who=who).status == 403
+            assert ask(site, PUT, "/files/a", NEW, who=who).status == 403
+
+
+@pytest.fixture
+def keys(folder: Path) -> Iterator[tuple[Site, dict[str, str]]]:
+    """A site without a shared pair, with a planned update and a token of each sort."""
+    with remembering(folder, us_username="", us_password="") as site, registry_of(site) as other:
+        accounts = Accounts(Ledger(other), secure=False)
+        sorts = {
+            "viewer": ("viewer", "", ""), "publisher": ("publisher", "", ""),
+            "publisher-of-one": ("publisher", "lamp", ""), "admin": ("admin", "", ""),
+            "any-device": ("device", "", ""), "its": ("device", "", DEVICE.replace(":", "")),
+            "others": ("device", "", "24:6F:28:AA:BB:CD"), "project": ("device", "sensor", ""),
+            "other-project": ("device", "lamp", ""), "its-and-project": ("device", "lamp", DEVICE),
+        }  # fmt: skip
+        minted = {name: accounts.mint(name, *sort, who="ada")[1] for name, sort in sorts.items()}
+        other.admit("sensor", DEVICE)
+        other.admit("lamp", "24:6F:28:AA:BB:CD")
+        found = site.guards[-1]
+        assert isinstance(found, Credentials)
+        wait_until(lambda: found.accounts.holder(minted["its-and-project"]) is not None)
+        wait_until(lambda: bool(found.admitted("lamp")))
+        key = bearer(minted["publisher"])
+        assert ask(site, PUT, "/files/new.bin", NEW, who=key).status == 200
+        planned = line(DEVICE, "1.0.0", "new.bin")
+        assert ask(site, PUT, f"/devices/{DEVICE}", planned, who=key).status == 200
+        yield site, minted
+
+
+ALL = frozenset(("list", "device", "file", "upload", "plan", "cancel"))
+ITS = frozenset(("device", "file"))
+OPENED = {
+    "viewer": frozenset[str](), "publisher": ALL, "publisher-of-one": ALL, "admin": ALL,
+    "any-device": ITS, "its": ITS, "its-and-project": ITS, "project": ITS,
+    "others": frozenset(("file",)), "other-project": frozenset(("file",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [bearer, lambda token: basic("any", token)])
+@pytest.mark.parametrize("name", OPENED)
+def test_token_opens_what_is_its(
+    name: str, how: Callable[[str], str], keys: tuple[Site, dict[str, str]]
+) -> None:
+    site, minted = keys
+    asked = {
+        "list": (GET, "/devices", b""), "device": (GET, f"/devices/{DEVICE}?app_ver=1.0.0", b""),
+        "file": (GET, "/files/new.bin", b""), "upload": (PUT, "/files/new.bin", OLD),
+        "plan": (PUT, f"/devices/{DEVICE}", line(DEVICE, "1.0.0", "old.bin")),
+        "cancel": (DELETE, f"/devices/{DEVICE}", b""),
+    }  # fmt: skip
+    got = {each: ask(site, *words, who=how(minted[name])).status for each, words in asked.items()}
+    assert got == {each: 200 if each in OPENED[name] else 403 for each in asked}
+    assert ask(site, "HEAD", "/files/new.bin", who=how(minted[name])).status == got["file"]
+
+
+def test_device_with_a_token_of_its_own_is_updated(folder: Path, certificate: Path) -> None:
+    with fleet(folder, env=ENV, ca=certificate) as script:
+        assert put(script, "/files/new.bin", NEW) == 200
+        assert put(script, f"/devices/{DEVICE}", line(DEVICE, "1.0.0", "new.bin")) == 200
+        with opened(folder.parent / "state" / "fleet.db") as other:
+            accounts = Accounts(Ledger(other), secure=False)
+            number, token = accounts.mint("door", "device", "", DEVICE, who="ada")
+            device = fuota(script, user=f"door:{token}")
+            wait_until(lambda: device.update() == "OTA_UPDATED")
+            assert device.image == NEW
+            accounts.revoke(number, who="ada")
+            wait_until(lambda: device.update() == "OTA_PARAM_ERR")
+        assert token not in script.log
 
 
 def test_list_is_csv_with_every_row_on_a_line(site: Site) -> None:
@@ -504,7 +576,7 @@ def test_device_is_remembered_by_its_own_id(site: Site) -> None:
     plan(site, device="lamp-7")
     ask(site, GET, "/devices/lamp-7?app_ver=1.0.0", b"", "User-Agent: ESP32 HTTP Client/1.0")
     ask(site, GET, "/devices/stranger?app_ver=build-42")
-    site.closers[0]()
+    close(site)
     with registry_of(site) as registry:
         known, stranger = registry.device("lamp-7"), registry.device("stranger")
     assert known is not None
@@ -627,7 +699,7 @@ def test_leftovers_of_a_crash_are_swept(site: Site, folder: Path) -> None:
     for name in (digest(OLD), f"{digest(OLD)}.part", "README"):
         (files / name).write_bytes(OLD)
     (files / "lost+found").mkdir()
-    site.closers[0]()
+    close(site)
     with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
         assert stored(again) == sorted(["README", digest(NEW), "lost+found"])
         assert ask(again, GET, "/files/new.bin").body == NEW
@@ -635,7 +707,7 @@ def test_leftovers_of_a_crash_are_swept(site: Site, folder: Path) -> None:
 
 def test_new_database_does_not_sweep_old_files(site: Site, folder: Path) -> None:
     plan(site)
-    site.closers[0]()
+    close(site)
     for path in Path(site.config.state).glob("fleet.db*"):
         path.unlink()
     with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
