@@ -25,6 +25,7 @@ from tests.data.make_images import (
     tasmota32_image,
     tasmota_image,
 )
+from tests.fleet.test_publish import shop
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SERVER = re.compile(r"http://(?:[^/@\s]+@)?192\.168\.1\.5:8000(/[^\s\"'`?<>]*)")
@@ -189,6 +190,22 @@ def test_platformio_says_why_it_did_not_publish(project: Project, tmp_path: Path
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_platformio_publishes_at_a_server(project: Project, shelf: Path) -> None:
+    with shop(shelf) as made:
+        made.ask("PUT", "/projects/sensor-esp32", {})
+        token = made.token()
+        for _ in range(2):
+            done = project.build(made.url, OTA_TOKEN=token)
+            assert (done.returncode, done.stdout.count("is published at")) == (0, 2)
+        names = {each["name"] for each in made.releases("sensor-esp32")}
+        assert names == {"sensor-esp32-1.0.0.bin", "sensor-esp32-1.0.0.littlefs.bin"}
+        done = project.build(made.url)
+        assert (done.returncode, "1.0.0.bin is not published at" in done.stdout) == (2, True)
+        assert re.search(r": 401 .*token", done.stdout)
+        done = project.build("http://127.0.0.1:1", OTA_TOKEN=token)
+        assert (done.returncode, "Connection refused" in done.stdout) == (2, True)
+
+
 def steps() -> dict[str, dict[str, Any]]:
     """The steps of the workflow that have a name."""
     yaml = pytest.importorskip("ruamel.yaml").YAML(typ="safe")
@@ -229,3 +246,20 @@ def test_the_workflow_takes_only_the_tag_of_what_is_built(
     shutil.copy(SETTINGS, tmp_path)
     step = steps()["The tag is the version that is built"]["run"]
     assert bash(step, tmp_path, GITHUB_REF_NAME=tag).returncode == status
+
+
+def test_the_workflow_publishes(tmp_path: Path, shelf: Path) -> None:
+    program("curl")
+    step = steps()["Publish"]
+    put(tmp_path / step["env"]["FILE"], esp32_image("sensor-esp32", "1.0.0"))
+    with shop(shelf) as made:
+        made.ask("PUT", "/projects/sensor-esp32", {})
+        given = {**step["env"], "GITHUB_REF_NAME": "v1.0.0", "OTA_URL": made.url}
+        token = made.token(project="sensor-esp32")
+        for _ in range(2):
+            done = bash(step["run"], tmp_path, **{**given, "OTA_TOKEN": token})
+            assert (done.returncode, token in done.stdout + done.stderr) == (0, False)
+        (release,) = made.releases("sensor-esp32")
+        done = bash(step["run"], tmp_path, **{**given, "OTA_TOKEN": "other"})
+        assert (done.returncode, '"status": 401' in done.stdout) == (22, True)
+    assert (release["version"], release["name"]) == ("1.0.0", "sensor-esp32-1.0.0.bin")

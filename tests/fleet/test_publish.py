@@ -920,11 +920,8 @@ def test_who_may_not_publish_sends_no_file(
     shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "large.bin"
-    file.write_bytes(LARGE)
-    with (
-        shop(shelf, "--max-image", "1") as made,
-        relayed(made.script.port) as relay,
-    ):
+    file.write_bytes(2 * LARGE)
+    with shop(shelf, "--max-image", "1") as made, relayed(made.script.port) as relay:
         made.ask("PUT", "/projects/lamp", {})
         rows = (
             ("ota_nobody", (), "401"),
@@ -960,9 +957,7 @@ def test_a_file_system_is_published_beside_its_firmware(shelf: Path, firmware: P
     assert names == {"sensor-1.2.0.bin", "sensor-1.2.0.littlefs.bin"}
 
 
-def test_a_server_without_state_says_so(
-    shelf: Path, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_without_state_says_so(shelf: Path, run: Run) -> None:
     with running(site_of(shelf)) as server:
         outcome = run(Stage(server.server_port))
     assert outcome.status == 1
