@@ -437,11 +437,11 @@ def _upload(options: Options, sha256: bytes, md5: bytes, file: BinaryIO) -> Sent
     """The request that brings the file."""
     path = "/api/v1"
     if options.project:
-        path += f"/projects/{quote(options.project, safe='')}"
+        path += f"/projects/{_quoted(options.project)}"
     path += "/releases"
     size = os.fstat(file.fileno()).st_size
     if options.version:
-        path += f"/{quote(options.version, safe='')}"
+        path += f"/{_quoted(options.version)}"
     fields = (
         *_always(options),
         ("Content-Type", "application/octet-stream"),
@@ -453,6 +453,11 @@ def _upload(options: Options, sha256: bytes, md5: bytes, file: BinaryIO) -> Sent
     )
     method = "PUT" if options.version else "POST"
     return Sent(method, path + "?replace=1" * options.replace, fields, file, size)
+
+
+def _quoted(text: str) -> str:
+    """One segment of a path, whatever it is."""
+    return quote(text, safe="", errors="surrogatepass")
 
 
 def _always(options: Options) -> tuple[tuple[str, str], ...]:
@@ -467,13 +472,13 @@ def _always(options: Options) -> tuple[tuple[str, str], ...]:
 def _disposition(name: str) -> str:
     """The file's name: RFC 6266 4.3, RFC 8187."""
     plain = re.sub(r"[^ !#-\[\]-~]", "_", name)
-    more = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}"
+    more = "" if plain == name else f"; filename*=UTF-8''{_quoted(name)}"
     return f'attachment; filename="{plain}"{more}'
 
 
 def _patch(options: Options, release: Mapping[str, Any]) -> Sent:
     """The request that brings the notes."""
-    project, version = (quote(str(release.get(key)), safe="") for key in ("project", "version"))
+    project, version = (_quoted(str(release.get(key))) for key in ("project", "version"))
     data = json.dumps({"notes": options.notes}).encode()
     kind, length = ("Content-Type", "application/json"), ("Content-Length", str(len(data)))
     path = f"/api/v1/projects/{project}/releases/{version}"
@@ -490,7 +495,7 @@ def _line(options: Options, release: Mapping[str, Any], *, new: bool) -> str:
     base = f"http{'s' * target.secure}://{target.authority}{target.path}"
     project, version, name = (str(release.get(key)) for key in ("project", "version", "name"))
     state = "is published" if new else "is there already"
-    url = f"{base}/{quote(project)}/{quote(name)}"
+    url = f"{base}/{_quoted(project)}/{_quoted(name)}"
     return printable(f"{project} {version} {state}: {url}")
 
 

@@ -328,6 +328,13 @@ def test_a_server_that_never_answers_is_3(run: Run) -> None:
     assert outcome.err.count("the server is silent") == TRIES
 
 
+def test_names_that_are_no_text_do_no_harm(run: Run) -> None:
+    with acting(saying(problem("404 Not Found", "no such project"))) as stage:
+        outcome = run(stage, "--project", os.fsdecode(b"caf\xe9"))
+    assert outcome.status == 1
+    assert stage.heads[0].startswith("POST /api/v1/projects/caf%")
+
+
 def test_a_port_where_nobody_listens_is_3(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -503,13 +510,13 @@ def test_who_dislikes_the_question_is_not_asked_it_again(run: Run) -> None:
 
 
 def test_what_is_lost_in_the_middle_is_sent_again(run: Run, tmp_path: Path) -> None:
-    image = esp32_image("sensor", "1.2.0", payload=bytes(1 << 22))
+    image = bytes(1 << 24)  # more than the kernel takes before anybody reads
     file = tmp_path / "large.bin"
     file.write_bytes(image)
 
     def breaking(peer: Peer) -> None:
         peer.say(CONTINUE)
-        peer.body(len(image) // 2)
+        peer.body(1 << 16)
 
     with acting(breaking, taking(image, CONTINUE)) as stage:
         outcome = run(stage, file=file)
