@@ -481,11 +481,14 @@ def test_the_file_waits_until_it_is_wanted(run: Run) -> None:
 
     def act(peer: Peer) -> None:
         silent.append(peer.is_silent(0.2))
-        taking(IMAGE, *(CONTINUE[at : at + 1] for at in range(len(CONTINUE))))(peer)
+        for part in (CONTINUE[:4], CONTINUE[4:12], CONTINUE[12:20]):
+            peer.say(part)
+            silent.append(peer.is_silent(0.05))
+        taking(IMAGE, CONTINUE[20:])(peer)
 
     with acting(act) as stage:
         outcome = run(stage)
-    assert (outcome.status, silent, len(stage.heads)) == (0, [True], 1)
+    assert (outcome.status, silent, len(stage.heads)) == (0, [True] * 4, 1)
 
 
 def test_who_does_not_know_the_question_gets_the_file_after_a_second(run: Run) -> None:
