@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ota_fleet import doctor, schema
+from ota_fleet import doctor, publish, schema
 from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.api import BELOW, Api, refusal_by_path
 from ota_fleet.files import Store
@@ -26,7 +26,11 @@ from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
 from ota_server import Access, Config, Event, Release, Request, Rule, Site, only_newer, same_image
 
-COMMANDS = {"check": doctor.main, "--backup": schema.backup}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "check": doctor.main,
+    "publish": publish.main,
+    "--backup": schema.backup,
+}
 
 log = logging.getLogger("ota.fleet")
 
