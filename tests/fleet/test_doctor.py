@@ -352,7 +352,7 @@ def test_wrong_usage_ends_with_2_and_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = io.StringIO()
-    assert main(arguments, out) == 2
+    assert main(arguments, {}, out) == 2
     assert out.getvalue() == ""
     assert re.fullmatch("ota-server: .+\n", capsys.readouterr().err)
 
