@@ -48,7 +48,7 @@ def extend(site: Site) -> Site:
     stock = Stock(site.catalog, registry, store)
     site = replace(
         with_stock(site, stock, registry),
-        listeners=(*site.listeners, functools.partial(remember, registry)),
+        listeners=(*site.listeners, functools.partial(remember, registry, stock.resolve)),
         closers=(*site.closers, stock.close, registry.close, store.close),
     )
     if config.admit == "WHITELIST":
@@ -121,15 +121,15 @@ def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
     )
 
 
-def remember(registry: Registry, event: Event) -> None:
-    """The listener that notes who was here, and when."""
+def remember(registry: Registry, resolve: Callable[[str], str], event: Event) -> None:
+    """The listener that notes who was here, and when; `resolve` gives a project's own name."""
     report, outcome = event
     if report.device is None:
         return
     registry.seen(
         Sighting(
             device=report.device,
-            project=report.project,
+            project=resolve(report.project),
             chip=report.chip,
             version=report.version,
             sketch_md5=report.sketch_md5,
