@@ -15,6 +15,7 @@ from ota_fleet import doctor, schema
 from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.api import Api, refusal_by_path
 from ota_fleet.files import Store
+from ota_fleet.history import History
 from ota_fleet.ledger import Ledger
 from ota_fleet.operations import Operations
 from ota_fleet.registry import Registry, Sighting, normal_id
@@ -40,9 +41,10 @@ def extend(site: Site) -> Site:
         raise ValueError(str(err)) from err
     store = Store(os.path.join(config.state, "files"), registry)
     stock = Stock(site.catalog, registry, store)
+    history = History(registry)
     site = replace(
         with_stock(site, stock, registry),
-        listeners=(*site.listeners, functools.partial(remember, registry)),
+        listeners=(*site.listeners, functools.partial(remember, registry, history)),
         closers=(*site.closers, stock.close, registry.close, store.close),
     )
     if config.admit == "WHITELIST":
@@ -101,9 +103,11 @@ def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
     )
 
 
-def remember(registry: Registry, event: Event) -> None:
-    """The listener that notes who was here, and when."""
+def remember(registry: Registry, history: History, event: Event) -> None:
+    """The listener that notes who was here, when, and what was decided."""
     report, outcome = event
+    at = int(time.time())
+    history.note(event, at)
     if report.device is None:
         return
     registry.seen(
@@ -117,7 +121,8 @@ def remember(registry: Registry, event: Event) -> None:
             free_space=report.free_space,
             sdk=report.sdk,
             address=report.address,
-            at=int(time.time()),
+            at=at,
             downloaded=isinstance(outcome, Release),
+            offered=str(outcome.version) if isinstance(outcome, Release) else "",
         )
     )
