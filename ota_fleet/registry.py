@@ -46,7 +46,7 @@ from ota_server import Version
 __all__ = ["App", "Device", "Registry", "Search", "Sighting", "StoredFile", "normal_id"]
 
 BATCH_SECONDS = 1.0  # between two batches: what a dying machine forgets
-MAX_BATCH = 5_000  # check-ins of one transaction, some 50 ms: others wait that long for the lock
+MAX_BATCH = 2_000  # check-ins of one transaction, some 80 ms: others wait that long for the lock
 MAX_QUEUED = 20_000  # check-ins that wait for a locked or full disk, some 10 MB; older ones go
 MAX_DEVICES = 10_000
 MAX_LABELS = 32
