@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ota_fleet import doctor, schema
 from ota_fleet.accounts import Accounts, Opening
-from ota_fleet.api import Api, refusal_by_path
+from ota_fleet.api import BELOW, Api, refusal_by_path
 from ota_fleet.files import Store
 from ota_fleet.history import History
 from ota_fleet.ledger import Ledger
@@ -21,9 +23,9 @@ from ota_fleet.operations import Operations
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.rules import not_again, not_whitelisted, towards_target, withdrawn
 from ota_fleet.stock import Stock
-from ota_fleet.two_step import TwoStep, by_credentials
+from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
-from ota_server import Access, Config, Event, Release, Rule, Site, only_newer, same_image
+from ota_server import Access, Config, Event, Release, Request, Rule, Site, only_newer, same_image
 
 COMMANDS = {"check": doctor.main, "--backup": schema.backup}
 
@@ -58,22 +60,37 @@ def extend(site: Site) -> Site:
         for close in site.closers:
             close()
         raise ValueError(f"ADMIN_EMAIL, ADMIN_PASSWORD: {err}") from err
-    opened = [
-        Opening(accounts, site.catalog, each) if isinstance(each, Access) else each
+    guards = [
+        functools.partial(elsewhere, (PATHS, BELOW), Opening(accounts, site.catalog, each))
+        if isinstance(each, Access)
+        else each
         for each in site.guards
     ]
-    site = replace(site, guards=tuple(opened))
     routes = TwoStep(registry, store, config.max_image).routes()
-    guards = by_credentials(site, accounts, registry)
+    guard = Credentials(accounts, registry.admitted, pair_of(config))
     uploads = Uploads(stock, ledger, config)
     operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
     api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
+    site = replace(site, guards=(*guards, guard), routes=(*routes, *site.routes))
+    return with_api(site, api)
+
+
+def with_api(site: Site, api: Api) -> Site:
+    """The site with the paths of the API, which asks for credentials of its own."""
     return replace(
         site,
-        guards=(*guards, api.guard),
-        routes=(*routes, *api.routes(), *site.routes),
+        guards=(api.guard, *site.guards),
+        routes=(*api.routes(), *site.routes),
         refusal=functools.partial(refusal_by_path, site.refusal),
     )
+
+
+def elsewhere(
+    own: Sequence[re.Pattern[str]], guard: Callable[[Request], None], request: Request
+) -> None:
+    """A guard, for all but the paths that have credentials of their own."""
+    if not any(paths.fullmatch(request.path) for paths in own):
+        guard(request)
 
 
 def begin(accounts: Accounts, config: Config) -> None:
