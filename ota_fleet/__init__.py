@@ -138,10 +138,12 @@ def is_admitted(
     return device is not None and normal_id(device) in registry.admitted(project)
 
 
-def remember(registry: Registry, history: History, event: Event) -> None:
+def remember(
+    registry: Registry, history: History, event: Event, now: Callable[[], float] = time.time
+) -> None:
     """The listener that notes who was here, when, and what was decided."""
     report, outcome = event
-    at = int(time.time())
+    at = int(now())
     history.note(event, at)
     if report.device is None:
         return
