@@ -10,10 +10,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from ota_fleet import doctor, schema
+from ota_fleet import doctor, publish, schema
 from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.api import BELOW, Api, refusal_by_path
 from ota_fleet.files import Store
@@ -33,7 +33,11 @@ from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
 from ota_server import Access, Config, Event, Release, Request, Rule, Site, only_newer, same_image
 
-COMMANDS = {"check": doctor.main, "--backup": schema.backup}
+COMMANDS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
+    "check": doctor.main,
+    "publish": publish.main,
+    "--backup": schema.backup,
+}
 
 log = logging.getLogger("ota.fleet")
 
@@ -74,15 +78,14 @@ def extend(site: Site) -> Site:
     uploads = Uploads(stock, ledger, config)
     operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
     api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
-    site = replace(site, guards=(*guards, guard), routes=(*routes, *site.routes))
+    site = replace(site, guards=(*guards, api.guard, guard), routes=(*routes, *site.routes))
     return with_api(site, api)
 
 
 def with_api(site: Site, api: Api) -> Site:
-    """The site with the paths of the API, which asks for credentials of its own."""
+    """The site with the paths of the API, where every refusal is a problem of RFC 9457."""
     return replace(
         site,
-        guards=(api.guard, *site.guards),
         routes=(*api.routes(), *site.routes),
         refusal=functools.partial(refusal_by_path, site.refusal),
     )

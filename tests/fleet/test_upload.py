@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
+import functools
 import hashlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -29,14 +28,12 @@ from hypothesis import strategies as st
 
 from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Registry
-from ota_fleet.rows import Project
+from ota_fleet.rows import Entry, Project, Token
 from ota_fleet.stock import Stock
 from ota_fleet.upload import FORM, Upload, Uploads
 from ota_server import (
     Refused,
     Reply,
-    Request,
-    Route,
     Site,
     Version,
     answer,
@@ -45,9 +42,9 @@ from ota_server import (
     unnamed_file,
 )
 from tests.conftest import put, wait_until
-from tests.core.test_access import ask, basic, text_of
+from tests.core.test_access import ask, basic, bearer, text_of
 from tests.core.test_faults import shell
-from tests.core.wire import PATIENCE, Answer, Script, Stand, launched, request, standing
+from tests.core.wire import PATIENCE, Answer, Script, Stand, request, standing
 from tests.data.make_images import (
     esp32_bootloader,
     esp32_image,
@@ -60,42 +57,22 @@ from tests.data.make_images import (
     spiffs_image,
 )
 from tests.devices import Device, Esp32, Esp8266
-from tests.fleet.test_fleet import registry_of, remembering, with_fleet
+from tests.fleet.test_fleet import fleet, registry_of, remembering
 
-PATHS = re.compile(r"/api/v1/projects/([^/]+)/releases(?:/([^/]+))?|/api/v1/releases")
+TOKEN = "ota_" + 32 * "t"
+BEARER = f"Authorization: Bearer {TOKEN}"
 NOW = 1_760_000_000  # UTC seconds
 LAMP = esp8266_image("lamp", "1.2.0")
 TO = "/projects/lamp/releases/1.2.0"
 CHECK = "x-ESP8266-version: 0.0.1"
 
 
-class Actor(NamedTuple):
-    """Who uploads; as accounts.Actor."""
-
-    name: str = "token 1 (CI)"
-    project: str = ""
-
-
-CI = Actor()
-
-
-def uploads_of(site: Site) -> Uploads:
-    """What takes uploads, on a day in 2025."""
-    stock = stock_of(site)
-    return Uploads(stock, Ledger(stock._registry), site.config, lambda: NOW)
-
-
-def with_uploads(site: Site, actor: Actor = CI) -> Site:
-    """The site with the paths of uploads, for everybody."""
-    uploads = uploads_of(site)
-
-    def publish(site: Site, request: Request) -> Reply:
-        match = PATHS.fullmatch(request.path)
-        assert match is not None
-        return uploads.put(site, request, actor, *match.groups(""))
-
-    route = Route(PATHS, publish, ("PUT", "POST"), blocking=True, body=uploads.max_body)
-    return dataclasses.replace(site, routes=(route, *site.routes))
+def admit(registry: Registry, project: str = "") -> None:
+    """Lets a publisher's token in, if it is not yet."""
+    if not Ledger(registry).tokens():
+        digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+        token = Token(0, "CI", "publisher", project, digest, "", NOW)
+        Ledger(registry).add_token(token, "test")
 
 
 def stock_of(site: Site) -> Stock:
@@ -104,13 +81,20 @@ def stock_of(site: Site) -> Stock:
     return site.catalog
 
 
+def uploads_of(site: Site) -> Uploads:
+    """What takes uploads, on a day in 2025."""
+    stock = stock_of(site)
+    return Uploads(stock, Ledger(stock._registry), site.config, lambda: NOW)
+
+
 @contextmanager
-def publishing(folder: Path, actor: Actor = CI, **settings: Any) -> Iterator[Site]:
+def publishing(folder: Path, project: str = "", **settings: Any) -> Iterator[Site]:
     """A site that takes uploads, with a project `lamp` beside what is in the folder."""
     with remembering(folder, **settings) as site:
+        admit(stock_of(site)._registry, project)
         if stock_of(site).project("lamp") is None:
             stock_of(site).put_project(Project("lamp"))
-        yield with_uploads(site, actor)
+        yield site
 
 
 @pytest.fixture
@@ -124,7 +108,8 @@ def publish(site: Site, path: str, body: bytes, *fields: str, method: str = "PUT
     """The reply to an upload, without sockets."""
     length = f"Content-Length: {len(body)}"
     try:
-        head = parse_head(request(f"/api/v1{path}", length, *fields, method=method), "192.0.2.9")
+        data = request(f"/api/v1{path}", BEARER, length, *fields, method=method)
+        head = parse_head(data, "192.0.2.9")
     except Refused as refused:
         return refusal(refused)
     with unnamed_file(site.config.state) as file:
@@ -139,7 +124,7 @@ def send(
     """The reply to an upload, over a socket."""
     with where.dial() as wire:
         length = f"Content-Length: {len(body)}"
-        wire.send(request(f"/api/v1{path}", length, *fields, method=method) + body)
+        wire.send(request(f"/api/v1{path}", BEARER, length, *fields, method=method) + body)
         return wire.reply()
 
 
@@ -160,6 +145,11 @@ def got(site: Site, path: str, *fields: str) -> bytes:
     return reply.body
 
 
+def gives(site: Site, path: str, body: bytes) -> bool:
+    """Whether a path gives these bytes by now."""
+    return ask(site, path).body == body
+
+
 def form(body: bytes, filename: str = "lamp.bin", **fields: str) -> tuple[bytes, str]:
     """A form with a file, and its Content-Type."""
     line = b"--b0undary\r\nContent-Disposition: form-data; name="
@@ -172,6 +162,13 @@ def form(body: bytes, filename: str = "lamp.bin", **fields: str) -> tuple[bytes,
 def stored(site: Site) -> list[str]:
     """What lies in the folder of files."""
     return sorted(os.listdir(Path(site.config.state) / "files"))
+
+
+def published(site: Site) -> list[Entry]:
+    """What the audit says of uploads."""
+    ledger = Ledger(stock_of(site)._registry)
+    assert ledger.verify_audit()
+    return [entry for entry in ledger.audit_log(limit=1000) if entry.action == "upload"]
 
 
 def digest(data: bytes) -> str:
@@ -227,11 +224,13 @@ def test_device_of_a_project_in_the_folder_gets_what_was_uploaded(site: Site) ->
 
 def test_answer_is_the_release(site: Site) -> None:
     reply = publish(site, TO, LAMP)
-    assert said(reply) == {
+    found = said(reply)
+    assert abs(found.pop("uploaded") - time.time()) < 60
+    assert found == {
         "project": "lamp", "version": "1.2.0", "kind": "sketch", "chip": "esp8266",
         "packed": False, "name": "lamp-1.2.0.bin", "size": len(LAMP), "sha256": digest(LAMP),
         "md5": hashlib.md5(LAMP).hexdigest(), "notes": "", "source": "upload",  # noqa: S324
-        "uploaded": NOW, "who": "token 1 (CI)", "withdrawn": None, "flaw": "",
+        "who": "token 1 (CI)", "withdrawn": None, "flaw": "",
     }  # fmt: skip
     assert dict(reply.headers)["Location"] == "/api/v1/projects/lamp/releases/1.2.0"
     assert reply.status == 201
@@ -239,10 +238,8 @@ def test_answer_is_the_release(site: Site) -> None:
 
 def test_upload_is_in_the_audit(site: Site) -> None:
     publish(site, TO, LAMP)
-    with registry_of(site) as registry:
-        entry = Ledger(registry).audit_log()[-1]
-        assert Ledger(registry).verify_audit()
-    assert (entry.who, entry.action, entry.at) == ("token 1 (CI)", "upload", NOW)
+    (entry,) = published(site)
+    assert (entry.who, entry.action) == ("token 1 (CI)", "upload")
     assert entry.what == f"lamp 1.2.0 lamp-1.2.0.bin {digest(LAMP)}"
 
 
@@ -252,8 +249,7 @@ def test_same_upload_again_is_200_and_changes_nothing(site: Site) -> None:
     assert (again.status, said(again)) == (200, first)
     assert publish(site, "/releases", LAMP, 'Content-Disposition: x; filename="lamp-1.2.0.bin"',
                    method="POST").status == 200  # fmt: skip
-    with registry_of(site) as registry:
-        assert len(Ledger(registry).audit_log()) == 1
+    assert len(published(site)) == 1
 
 
 def test_what_lies_in_the_folder_already_is_200(site: Site) -> None:
@@ -315,7 +311,7 @@ def test_curl_publishes(options: tuple[str, ...], site: Site, tmp_path: Path) ->
     put(tmp_path / "lamp-1.2.0.bin.md", b"What is new")
     with standing(site) as stand:
         base = f"http://127.0.0.1:{stand.port}/api/v1"
-        words = [word.format(file=file, base=base) for word in options]
+        words = ["-H", BEARER, *(word.format(file=file, base=base) for word in options)]
         done = subprocess.run(["curl", "-sS", *words], capture_output=True, check=True)
         assert json.loads(done.stdout)["sha256"] == digest(LAMP)
         assert esp8266(stand, "1.0.0").update() == "HTTP_UPDATE_OK"
@@ -417,7 +413,8 @@ def test_file_of_the_folder_is_replaced_by_a_newer_upload(folder: Path) -> None:
             assert uploads.take(file, upload, "me")[1]
         assert got(plain, "/firmware/firmware-1.10.0.bin") == body
         assert got(plain, "/firmware", CHECK) == body
-        assert publish(with_uploads(plain), path, body).status == 200
+        admit(stock_of(plain)._registry)
+        assert publish(plain, path, body).status == 200
 
 
 def test_same_bytes_are_stored_once(folder: Path) -> None:
@@ -450,9 +447,10 @@ def b64(data: bytes, algorithm: str) -> str:
     return base64.b64encode(hashlib.new(algorithm, data).digest()).decode()
 
 
-def text(reply: Reply) -> str:
+def text(reply: Reply | Answer) -> str:
     """Why a request was refused."""
-    return dict(reply.headers)["X-OTA-Reason"]
+    assert isinstance(reply.body, bytes)
+    return str(json.loads(reply.body)["detail"])
 
 
 REFUSALS = [
@@ -500,7 +498,6 @@ REFUSALS = [
     pytest.param("/releases", OTHER, (), 404, "there is no project other", id="unknown-by-image"),
     pytest.param("/projects/../releases/1.0.0", LAMP, (), 422, "'..' is no name", id="dots"),
     pytest.param("/projects/api/releases/1.0.0", LAMP, (), 422, "'api' is no name", id="reserved"),
-    pytest.param("/projects/%ff/releases/1.0.0", LAMP, (), 422, "is no name", id="no-utf-8"),
     pytest.param("/projects/firmware/releases/1.10.0", LAMP, (), 409, "1.10.0 of 'firmware' is "
         "there already: choose a higher one, or ?replace=1", id="same-version"),
     pytest.param("/projects/firmware/releases/1.10", LAMP, (), 409, "there already", id="short"),
@@ -509,12 +506,12 @@ REFUSALS = [
     pytest.param("/projects/firmware/releases/1.10.0-rc.1", LAMP, (), 409, "is lower", id="rc"),
     pytest.param("/projects/firmware/releases/2.0.0", esp32_image("firmware", "2.0.0"), (), 409,
         "the image is for esp32, 'firmware' for esp8266: if that is meant, PUT "
-        "/api/v1/projects/firmware with all of its ?chips? first", id="other-chip"),
+        "/api/v1/projects/firmware with all of its \"chips\" first", id="other-chip"),
     pytest.param("/projects/firmware/releases/2.0.0?replace=1", esp32_image("firmware", "2.0.0"),
         (), 409, "the image is for esp32", id="other-chip-replaced"),
     pytest.param("/projects/strict/releases/1.0.0", LAMP, (), 409, "for esp8266, 'strict' for "
         "esp32, esp32c3", id="chip-that-was-not-allowed"),
-    pytest.param(f"{TO}?replace=perhaps", LAMP, (), 422, "replace is 1 or 0", id="replace"),
+    pytest.param(f"{TO}?replace=perhaps", LAMP, (), 422, "?replace is to be one of 0, 1", id="replace"),
     pytest.param(TO, bytes((1 << 20) + FORM + 1), (), 413, "the body has", id="big-body"),
     pytest.param(TO, bytes((1 << 20) + 1), (), 413, "the image has 1048577 bytes, at most 1048576",
         id="big-image"),
@@ -537,12 +534,11 @@ def test_wrong_upload_is_refused_with_a_sentence_and_leaves_nothing(
     with standing(strict) as stand:
         method = "POST" if path.endswith("releases") else "PUT"
         reply = send(stand, path, body, *fields, method=method)
-    assert (reply.status, sentence in reply.headers["x-ota-reason"]) == (status, True), reply.body
+    assert (reply.status, sentence in text(reply)) == (status, True), reply.body
     assert stored(strict) == []
     after = {name: list(stock_of(strict).images(name)) for name in strict.catalog.projects()}
     assert after == before
-    with registry_of(strict) as registry:
-        assert Ledger(registry).audit_log() == []
+    assert published(strict) == []
 
 
 FORMS = [
@@ -612,13 +608,15 @@ def test_promise_about_an_image_holds_in_a_form_and_one_about_a_body_does_not(si
 
 
 def test_token_of_one_project_publishes_nothing_else(folder: Path) -> None:
-    with publishing(folder, Actor("token 2", "firmware")) as site:
+    with publishing(folder, "firmware") as site:
         reply = publish(site, TO, LAMP)
         assert (reply.status, text(reply)) == (
-            403, "this token is for 'firmware', not 'lamp'",
+            403, "token 1 (CI) is for 'firmware' only",
         )  # fmt: skip
         said_by_image = publish(site, "/releases", SAYS, method="POST")
-        assert said_by_image.status == 403
+        assert (said_by_image.status, text(said_by_image)) == (
+            403, "this token is for 'firmware', not 'lamp'",
+        )  # fmt: skip
         assert publish(site, "/projects/firmware/releases/2.0.0", LAMP).status == 201
 
 
@@ -725,7 +723,7 @@ def test_many_may_publish_at_once_and_one_of_each_version_wins(site: Site) -> No
     with registry_of(site) as registry:
         assert set(stored(site)) == registry.file_digests()
         assert Ledger(registry).verify_audit()
-        assert len(Ledger(registry).audit_log()) == 3
+    assert len(published(site)) == 3
 
 
 def test_two_servers_see_what_the_other_one_was_sent(folder: Path) -> None:
@@ -766,7 +764,7 @@ def test_same_version_at_two_servers_is_one_release(folder: Path) -> None:
             assert (len(won), {each.status for each in replies}) == (1, {201, 409})
             for site in (here, there):
                 name = f"/lamp/lamp-1.{turn}.0.bin"
-                wait_until(lambda site=site, name=name: ask(site, name).body == won[0], 2)  # type: ignore[misc]
+                wait_until(functools.partial(gives, site, name, won[0]), 2)
         with registry_of(here) as registry:
             assert set(stored(here)) == registry.file_digests()
 
@@ -774,14 +772,13 @@ def test_same_version_at_two_servers_is_one_release(folder: Path) -> None:
 def test_token_of_a_project_opens_no_upload_of_another(folder: Path, tmp_path: Path) -> None:
     tokens = put(tmp_path / "tokens", b'{"firmware": "one", "lamp": "two"}')
     with publishing(folder, token_file=str(tokens)) as site:
-        with_token = "Authorization: Bearer "
         with unnamed_file(site.config.state) as file:
             file.write(LAMP)
             file.seek(0)
             uploads_of(site).take(file, Upload(project="lamp", version="1.2.0"), "me")
         for path in ("/lamp/lamp-1.2.0.bin", "/lamp-1.2.0.bin", "/firmware/lamp-1.2.0.bin"):
-            assert ask(site, path, with_token + "one").status == 401, path
-            assert ask(site, path, with_token + "two").body == LAMP
+            assert ask(site, path, bearer("one")).status == 401, path
+            assert ask(site, path, bearer("two")).body == LAMP
 
 
 # -- 5. Full disks and kills ----------------------------------------------------------------------
@@ -791,11 +788,12 @@ def test_disk_that_is_full_takes_no_release_and_still_gives_the_others(
     folder: Path, small_disk: Path
 ) -> None:
     inside = Path(shutil.move(folder, small_disk / "firmware"))
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
     with publishing(inside) as site, standing(site) as stand:
         assert send(stand, TO, LAMP).status == 201
         junk = small_disk / "junk"
         statuses: set[int] = set()
-        for number in range(40):
+        for number in range(30):
             body = esp8266_image("lamp", f"2.{number}.0")
             junk.unlink(missing_ok=True)
             free = os.statvfs(small_disk).f_bavail * 4096
@@ -808,58 +806,38 @@ def test_disk_that_is_full_takes_no_release_and_still_gives_the_others(
             assert got(site, "/lamp/lamp-1.2.0.bin") == LAMP
             if status == 201:
                 assert got(site, "/lamp", CHECK) == body
+                junk.unlink()  # a row that goes needs room, too
                 assert stock_of(site).delete("lamp", Version.parse(f"2.{number}.0"))
         assert statuses == {201, 507}
-        junk.unlink()
+        junk.unlink(missing_ok=True)
         assert send(stand, "/projects/lamp/releases/3.0.0", LAMP).status == 201
         with registry_of(site) as registry:
             assert Ledger(registry).verify_audit()
 
 
-def test_file_that_may_not_grow_is_507(folder: Path) -> None:
-    with serving(folder, before=shell("ulimit -f 4000")) as script:  # 2 MB
+def test_file_that_may_not_grow_is_507(folder: Path, state: Path) -> None:
+    with fleet(folder, before=shell("ulimit -f 4000")) as script:  # 2 MB
         assert send(script, "/projects/p0/releases/1.0.0", LAMP).status == 201
         large = esp8266_image("p0", "1.1.0", payload=bytes(4 << 20))
         assert send(script, "/projects/p0/releases/1.1.0", large).status == 507
         with script.dial() as wire:
             assert wire.ask("/p0", CHECK).body == LAMP
-    assert os.listdir(folder.parent / "state" / "files") == [digest(LAMP)]
+    assert os.listdir(state / "files") == [digest(LAMP)]
 
 
-RUNNER = """\
-import dataclasses, re, sys
-sys.path.insert(0, sys.argv[1])
-import ota_fleet, ota_server
-from ota_fleet.ledger import Ledger
-from ota_fleet.rows import Project
-from ota_fleet.upload import Uploads
-class Actor:
-    name, project = "CI", ""
-real, paths = ota_fleet.extend, re.compile("/api/v1/projects/([^/]+)/releases/([^/]+)")
-def extend(site):
-    site = real(site)
-    uploads = Uploads(site.catalog, Ledger(site.catalog._registry), site.config)
-    for name in ("p0", "p1", "p2"):
-        site.catalog.put_project(Project(name))
-    def publish(site, request):
-        return uploads.put(site, request, Actor, *paths.fullmatch(request.path).groups())
-    route = ota_server.Route(paths, publish, ("PUT",), blocking=True, body=uploads.max_body)
-    return dataclasses.replace(site, routes=(route, *site.routes))
-ota_fleet.extend = extend
-sys.exit(ota_server.main(sys.argv[2:]))
-"""
+PROJECTS = ("p0", "p1", "p2")
 
 
-@contextmanager
-def serving(folder: Path, before: tuple[str, ...] = ()) -> Iterator[Script]:
-    """The real program with the path of uploads, and three projects."""
-    directory = folder.parent
-    script = with_fleet(directory)
-    options = ["--dir", str(folder), "--host", "127.0.0.1", "--port", "0"]
-    options += ["--state", str(directory / "state")]
-    command = [*before, sys.executable, "-I", "-c", RUNNER, str(script.parent), *options]
-    with launched(Script, directory, command, {}) as running:
-        yield running
+@pytest.fixture
+def state(folder: Path) -> Path:
+    """Where the real program will find a token, and three projects."""
+    state = folder.parent / "state"
+    state.mkdir()
+    with closing(Registry(state / "fleet.db")) as registry:
+        admit(registry)
+        for name in PROJECTS:
+            registry.write("INSERT INTO project (name, created) VALUES (?, ?)", name, NOW)
+    return state
 
 
 class Uploader:
@@ -881,7 +859,8 @@ class Uploader:
                 now = self.may.setdefault(version, [None])
                 now.append(body)
                 path = f"/api/v1/projects/{self.project}/releases/{version}?replace=1"
-                wire.send(request(path, f"Content-Length: {len(body)}", method="PUT") + body)
+                length = f"Content-Length: {len(body)}"
+                wire.send(request(path, BEARER, length, method="PUT") + body)
                 assert wire.reply().status in {200, 201}
                 now[:] = [body]
                 mac = f"x-ESP8266-STA-MAC: 5C:CF:7F:{number >> 8:02X}:{number & 255:02X}:00"
@@ -909,15 +888,16 @@ def sound(state: Path) -> set[str]:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9")
-def test_kill_at_any_moment_loses_no_release_that_was_acknowledged(folder: Path) -> None:
+def test_kill_at_any_moment_loses_no_release_that_was_acknowledged(
+    folder: Path, state: Path
+) -> None:
     kills = int(os.environ.get("OTA_KILLS", "12"))
     dice = random.Random(kills)  # noqa: S311 - the same moments each time
-    state = folder.parent / "state"
-    uploaders = [Uploader(f"p{number}", random.Random(number)) for number in range(3)]  # noqa: S311
+    uploaders = [Uploader(name, random.Random(name)) for name in PROJECTS]  # noqa: S311
     for turn in range(kills + 1):
-        with serving(folder) as script, ThreadPoolExecutor(3) as pool:
+        with fleet(folder) as script, ThreadPoolExecutor(3) as pool:
             for each in uploaders:
-                wait_until(lambda each=each: each.is_offered(script))  # type: ignore[misc]
+                wait_until(functools.partial(each.is_offered, script))
             digests = sound(state)
             assert not digests or set(os.listdir(state / "files")) == digests
             assert "Traceback" not in script.log
