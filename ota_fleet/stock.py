@@ -339,7 +339,7 @@ class Stock:
         return self._stocked(row)
 
     def images(self, project: str) -> Iterator[Stocked]:
-        """All releases of a project, also those that are not offered; in no order."""
+        """All releases of a project, also those that are not offered; in no order. Refused: 503."""
         tables, project = self._tables, self.resolve(project)
         for row in tables.releases.get(project, ()):
             yield self._stocked(row)
@@ -463,9 +463,12 @@ class Stock:
             log.info("%s %s is deleted: %s", printable(row.project), row.version, row.sha256)
 
     def _in_folder(self, project: str) -> Sequence[Release]:
+        """What the folder has of a project. Refused: 503, that is not to be known just now."""
         try:
             return self._folder.releases(project)
-        except Refused:
+        except Refused as refused:
+            if refused.status != HTTPStatus.NOT_FOUND and project in self._folder.newest():
+                raise
             return ()
 
     def _rows(self, project: str, version: Version) -> list[StoredRelease]:
