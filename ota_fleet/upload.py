@@ -183,20 +183,21 @@ class Uploads:
         Raises:
             Refused: 413, it is too big; 507, the disk is full.
         """
-        size = os.fstat(body.fileno()).st_size
-        self._check_size(size)
-        at = int(self._now())
+        self._check_size(os.fstat(body.fileno()).st_size)
         with room():
-            draft = self._stock.store.put_draft(body, name, who, at)
+            draft = self._stock.store.put_draft(body, name, who, int(self._now()))
         return self.look_again(draft.id)
 
     def look_again(self, draft: int, upload: Upload = NOTHING) -> Look:
-        """What is inside a draft, and what publish_draft() would say. Refused: 404, it is gone."""
+        """What is inside a draft, and what publish_draft() would say.
+
+        Raises:
+            Refused: 404, it is gone; 503, what the folder has is not to be known just now.
+        """
         found = self._draft(draft)
-        upload = replace(upload, name=found.name)
         with self._opened(found) as body:
             about = describe(body, found.name)
-        project, version, problems = self._problems(about, upload)
+        project, version, problems = self._problems(about, _of_draft(upload, found))
         return Look(found, about, project, version, tuple(problems))
 
     def drafts(self) -> list[Draft]:
@@ -208,7 +209,7 @@ class Uploads:
         """take() of a draft, which ends with it; the file's name is the draft's."""
         found = self._draft(draft)
         with self._opened(found) as body:
-            done = self.take(body, replace(upload, name=found.name), who)
+            done = self.take(body, _of_draft(upload, found), who)
         self._stock.store.drop_draft(draft)
         return done
 
@@ -387,6 +388,12 @@ class Uploads:
             upload.replace or _switch(texts.get("replace", "")),
             promised,
         )
+
+
+def _of_draft(upload: Upload, draft: Draft) -> Upload:
+    """With the name that the draft has; its bytes are to be those that came."""
+    promise = Promise("sha256", draft.sha256, "the draft")
+    return replace(upload, name=draft.name, promised=(promise,))
 
 
 def _gone() -> Refused:
