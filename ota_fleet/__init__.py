@@ -17,10 +17,17 @@ from ota_fleet import doctor, publish, schema
 from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.api import BELOW, Api, refusal_by_path
 from ota_fleet.files import Store
+from ota_fleet.history import History
 from ota_fleet.ledger import Ledger
 from ota_fleet.operations import Operations
 from ota_fleet.registry import Registry, Sighting, normal_id
-from ota_fleet.rules import not_again, not_whitelisted, towards_target, withdrawn
+from ota_fleet.rules import (
+    fits_partition,
+    not_again,
+    not_whitelisted,
+    towards_target,
+    withdrawn,
+)
 from ota_fleet.stock import Stock
 from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
@@ -46,14 +53,12 @@ def extend(site: Site) -> Site:
         raise ValueError(str(err)) from err
     store = Store(os.path.join(config.state, "files"), registry)
     stock = Stock(site.catalog, registry, store)
+    history = History(registry)
     site = replace(
         with_stock(site, stock, registry),
-        listeners=(*site.listeners, functools.partial(remember, registry, stock.resolve)),
+        listeners=(*site.listeners, functools.partial(remember, registry, history, stock.resolve)),
         closers=(*site.closers, stock.close, registry.close, store.close),
     )
-    if config.admit == "WHITELIST":
-        rule = not_whitelisted(lambda name, mac: normal_id(mac) in registry.admitted(name))
-        site = replace(site, rules=(*site.rules, rule))
     ledger = Ledger(registry)
     accounts = Accounts(ledger, secure=bool(config.cert))
     try:
@@ -116,20 +121,46 @@ def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
         site,
         catalog=stock,
         guards=tuple(guards),  # they must read a path as the endpoints do
-        rules=(*(others.get(rule, rule) for rule in site.rules), withdrawn(stock.is_withdrawn)),
+        rules=(
+            *(others.get(rule, rule) for rule in site.rules),
+            withdrawn(stock.is_withdrawn),
+            fits_partition(stock.partition_size),
+            not_whitelisted(functools.partial(is_admitted, stock, registry, site.config.admit)),
+        ),
         unasked=tuple(others.get(rule, rule) for rule in site.unasked),
     )
 
 
-def remember(registry: Registry, resolve: Callable[[str], str], event: Event) -> None:
-    """The listener that notes who was here, and when; `resolve` gives a project's own name."""
-    report, outcome = event
+def is_admitted(
+    stock: Stock, registry: Registry, usual: str, project: str, device: str | None
+) -> bool:
+    """Whether a device may have images of a project; `usual` is --admit."""
+    if (stock.admit(project) or usual.lower()) == "open":
+        return True
+    # S3's contract: nothing for who does not say who it is
+    return device is not None and normal_id(device) in registry.admitted(project)
+
+
+def remember(
+    registry: Registry,
+    history: History,
+    resolve: Callable[[str], str],
+    event: Event,
+    now: Callable[[], float] = time.time,
+) -> None:
+    """The listener that notes who was here, when, and what was decided.
+
+    `resolve` gives the name of a project that was asked for by an alias.
+    """
+    report = event.report._replace(project=resolve(event.report.project))
+    outcome, at = event.outcome, int(now())
+    history.note(Event(report, outcome), at)
     if report.device is None:
         return
     registry.seen(
         Sighting(
             device=report.device,
-            project=resolve(report.project),
+            project=report.project,
             chip=report.chip,
             version=report.version,
             sketch_md5=report.sketch_md5,
@@ -137,7 +168,8 @@ def remember(registry: Registry, resolve: Callable[[str], str], event: Event) ->
             free_space=report.free_space,
             sdk=report.sdk,
             address=report.address,
-            at=int(time.time()),
+            at=at,
             downloaded=isinstance(outcome, Release),
+            offered=str(outcome.version) if isinstance(outcome, Release) else "",
         )
     )
