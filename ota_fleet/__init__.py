@@ -15,8 +15,11 @@ from ota_fleet import doctor, schema
 from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.api import Api, refusal_by_path
 from ota_fleet.files import Store
+from ota_fleet.home_pages import HomePages
 from ota_fleet.ledger import Ledger
 from ota_fleet.operations import Operations
+from ota_fleet.pages import Pages
+from ota_fleet.people_pages import PeoplePages
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.rules import not_again, not_whitelisted, towards_target, withdrawn
 from ota_fleet.stock import Stock
@@ -66,11 +69,17 @@ def extend(site: Site) -> Site:
     uploads = Uploads(stock, ledger, config)
     operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
     api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
+    table = (
+        *HomePages(registry, stock).table(),
+        *PeoplePages(accounts).table(),
+    )
+    pages = Pages(table, accounts, drop="/admin/upload")
+    others = functools.partial(refusal_by_path, site.refusal)
     return replace(
         site,
-        guards=(*guards, api.guard),
-        routes=(*routes, *api.routes(), *site.routes),
-        refusal=functools.partial(refusal_by_path, site.refusal),
+        guards=(*guards, api.guard, pages.guard),
+        routes=(*routes, *api.routes(), *pages.routes(), *site.routes),
+        refusal=functools.partial(pages.refusal, others),
     )
 
 

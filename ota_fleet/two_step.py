@@ -53,7 +53,7 @@ MAX_TEXT = 255  # bytes of a device's id, version and path: fuota_b.c has room f
 MAX_LINE = 4096  # bytes of a line about a device, of three such texts
 DONE = Reply(200, (("Content-Length", "0"), UNCACHED))
 PATHS = re.compile("(?s)/(?:devices|files)(?:/.*)?")
-OWN = re.compile("(?s)/(?:api|devices|files)(?:/.*)?")  # with credentials of the fleet
+OWN = re.compile("(?s)/(?:admin|api|devices|files)(?:/.*)?")  # with credentials of the fleet
 
 log = logging.getLogger("ota.two_step")
 
