@@ -2177,10 +2177,9 @@ class Connection:
 
     def _talk(self) -> Generator[Wait | Request, Reply | None, None]:
         """Requests and replies, until one of the two sides has had enough."""
-        limits = self.server.limits
-        rest = b""
+        site, limits = self.server.site, self.server.limits
+        rest, path = b"", ""
         for served in count():
-            path = ""
             try:
                 head, rest = yield from self._next_head(rest, fresh=not served)
                 if not head:
@@ -2189,15 +2188,12 @@ class Connection:
                 path = request.path
                 if request.body_size or request.method not in {"GET", "HEAD"}:
                     request, rest = yield from self._take_body(request, rest)
-                blocking = self.server.site.route(request.path).blocking
+                blocking = site.route(request.path).blocking
             except Refused as refused:
-                log.info("%s refused, %s: %s", self.peer, refused.status, refused.reason)
-                said = render(self.server.site.refusal(refused, path), time.time())
-                yield from self._send(self._sealed(said))
-                yield from self._linger(limits.linger)
+                yield from self._refuse(refused, path)
                 return
             self.idle_from = NEVER
-            reply = (yield request) if blocking else answer(self.server.site, request)
+            reply = (yield request) if blocking else answer(site, request)
             assert reply is not None
             keep_alive = request.keep_alive and not self.server.draining
             is_image = isinstance(reply.body, Image)
@@ -2219,6 +2215,13 @@ class Connection:
             if (rest or self.tls is not None) and served % REQUESTS == REQUESTS - 1:
                 yield WRITE, time.monotonic() + limits.progress
             self.idle_from = -NEVER
+
+    def _refuse(self, refused: Refused, path: str) -> Generator[Wait, None, None]:
+        """Says why a request is not even read to its end."""
+        log.info("%s refused, %s: %s", self.peer, refused.status, refused.reason)
+        reply = self.server.site.refusal(refused, path)
+        yield from self._send(self._sealed(render(reply, time.time())))
+        yield from self._linger(self.server.limits.linger)
 
     def _set_no_delay(self) -> None:
         """Sends small replies at once; Nagle would hold them for 40 ms."""
@@ -3108,9 +3111,9 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         except OSError as err:
             log.error("the certificate %s stays as it was: %s", config.cert, err)  # noqa: TRY400
 
-    for name, handler in (("SIGINT", stop), ("SIGTERM", stop), ("SIGHUP", reload)):
-        if hasattr(signal, name):  # Windows has no SIGHUP
-            signal.signal(getattr(signal, name), handler)
+    signals = {"SIGINT": stop, "SIGTERM": stop, "SIGHUP": reload}
+    for name in signals.keys() & vars(signal).keys():  # Windows has no SIGHUP
+        signal.signal(getattr(signal, name), signals[name])
     config = read_config(argv, environ, open_files())
     if config.backup:
         return by_fleet("--backup", (config.state, config.backup))

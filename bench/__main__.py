@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from bench import checks, cost, downloads, open_loop, slow, tls
+from bench import checks, cost, downloads, fleet, open_loop, slow, tls
 
-PARTS = (checks.main, downloads.main, slow.main, cost.main, open_loop.main, tls.main)
+PARTS = (checks.main, downloads.main, slow.main, cost.main, open_loop.main, tls.main, fleet.main)
 
 
 def main() -> int:

@@ -219,6 +219,7 @@ class Bench(AbstractContextManager["Bench"]):
             if path is not None:  # somebody may edit it meanwhile
                 (self.folder / name).mkdir()
                 shutil.copy(path, self.folder / name / "ota_server.py")
+        shutil.copytree(ROOT / "ota_fleet", self.folder / "ours" / "ota_fleet")
         self.certificate = self._make_certificate()
         self.files = raise_file_limit()
         os.sched_setaffinity(0, {cores()[1]})
@@ -239,7 +240,8 @@ class Bench(AbstractContextManager["Bench"]):
         """The server once it answers; it ends with the bench.
 
         Args:
-            name: ours, ours-info, before, stock, stock-quiet, nginx, nginx-log, nginx-4k, uvicorn.
+            name: ours, ours-info, ours-state, before, stock, stock-quiet, nginx, nginx-log,
+                nginx-4k, uvicorn.
             tls: with the certificate.
             firmware: another folder of images.
         """
@@ -290,6 +292,8 @@ class Bench(AbstractContextManager["Bench"]):
             folder = "before" if name == "before" else "ours"
             script = str(self.folder / folder / "ota_server.py")
             options = ["--host", "127.0.0.1", "--log", "info" if name == "ours-info" else "error"]
+        if name == "ours-state":
+            options += ["--state", str(self.folder / "state")]
         if tls:
             options += ["--cert", str(self.certificate)]
         return [sys.executable, script, "--dir", str(firmware), "--port", str(port), *options]

@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ota_fleet import doctor, schema
+from ota_fleet import api, doctor, pages, schema
 from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.api import Api, refusal_by_path
 from ota_fleet.files import Store
@@ -23,9 +25,9 @@ from ota_fleet.people_pages import PeoplePages
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.rules import not_again, not_whitelisted, towards_target, withdrawn
 from ota_fleet.stock import Stock
-from ota_fleet.two_step import TwoStep, by_credentials
+from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
-from ota_server import Access, Config, Event, Release, Rule, Site, only_newer, same_image
+from ota_server import Access, Config, Event, Release, Request, Rule, Site, only_newer, same_image
 
 COMMANDS = {"check": doctor.main, "--backup": schema.backup}
 
@@ -59,28 +61,49 @@ def extend(site: Site) -> Site:
         for close in site.closers:
             close()
         raise ValueError(f"ADMIN_EMAIL, ADMIN_PASSWORD: {err}") from err
-    opened = [
-        Opening(accounts, site.catalog, each) if isinstance(each, Access) else each
+    guards = [
+        functools.partial(
+            elsewhere, (PATHS, api.BELOW, pages.BELOW), Opening(accounts, site.catalog, each)
+        )
+        if isinstance(each, Access)
+        else each
         for each in site.guards
     ]
-    site = replace(site, guards=tuple(opened))
     routes = TwoStep(registry, store, config.max_image).routes()
-    guards = by_credentials(site, accounts, registry)
+    guard = Credentials(accounts, registry.admitted, pair_of(config))
     uploads = Uploads(stock, ledger, config)
     operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
-    api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
-    table = (
-        *HomePages(registry, stock).table(),
-        *PeoplePages(accounts).table(),
+    return with_web(
+        replace(site, guards=(*guards, guard), routes=(*routes, *site.routes)),
+        Api(operations.table(), accounts, stock.resolve, uploads.max_body),
+        Pages(
+            (
+                *HomePages(registry, stock).table(),
+                *PeoplePages(accounts).table(),
+            ),
+            accounts,
+            drop="/admin/upload",
+        ),
     )
-    pages = Pages(table, accounts, drop="/admin/upload")
+
+
+def with_web(site: Site, programs: Api, people: Pages) -> Site:
+    """The site with what is below /api and /admin."""
     others = functools.partial(refusal_by_path, site.refusal)
     return replace(
         site,
-        guards=(*guards, api.guard, pages.guard),
-        routes=(*routes, *api.routes(), *pages.routes(), *site.routes),
-        refusal=functools.partial(pages.refusal, others),
+        guards=(*site.guards, programs.guard, people.guard),
+        routes=(*programs.routes(), *people.routes(), *site.routes),
+        refusal=functools.partial(people.refusal, others),
     )
+
+
+def elsewhere(
+    own: Sequence[re.Pattern[str]], guard: Callable[[Request], None], request: Request
+) -> None:
+    """A guard, for all but the paths that have credentials of their own."""
+    if not any(paths.fullmatch(request.path) for paths in own):
+        guard(request)
 
 
 def begin(accounts: Accounts, config: Config) -> None:

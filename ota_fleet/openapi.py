@@ -154,7 +154,7 @@ def read_query(operation: Operation, query: str) -> dict[str, Any]:
         if name in found:
             _wrong(f"?{name}", "stands there twice")
         given: str | int = unquote_plus(value)
-        if schema["type"] == "integer" and re.fullmatch("-?[0-9]{1,18}", unquote_plus(value)):
+        if schema["type"] == "integer" and re.fullmatch("-?[0-9]{1,19}", unquote_plus(value)):
             given = int(given)
         check(schema, given, f"?{name}")
         found[name] = given
@@ -279,6 +279,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
     problem = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for status in sorted(statuses):
         found[str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}
+    # A head that is no HTTP, or a target with control characters: nobody knows of which path.
+    found["400"]["content"] = {**problem, "text/plain": {"schema": {"type": "string"}}}
     return found
 
 

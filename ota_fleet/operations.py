@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from io import FileIO
 from typing import Any
 
@@ -36,8 +36,8 @@ from ota_fleet.api import (
 from ota_fleet.ledger import Ledger
 from ota_fleet.openapi import Operation, page, record
 from ota_fleet.registry import MAX_PAGE, Device, Registry, Search, normal_id
-from ota_fleet.rows import Project
-from ota_fleet.stock import Stock, Stocked
+from ota_fleet.rows import Project, Stocked
+from ota_fleet.stock import Stock
 from ota_fleet.upload import Uploads
 from ota_server import (
     UNCACHED,
@@ -315,8 +315,10 @@ class Operations:
         """PUT projects/{project}."""
         name = call.path["project"]
         before = self.stock.project(name) or Project(name)
-        lists = {each: tuple(words) for each, words in call.body.items()}
-        after = replace(before, name=name, created=before.created or int(self.now()), **lists)
+        chips, aliases = (
+            tuple(call.body.get(each, getattr(before, each))) for each in ("chips", "aliases")
+        )
+        after = Project(name, chips, aliases, before.created or int(self.now()))
         with self._recording(call, "put project") as what:
             self.stock.put_project(after)
             what.append(f"{name} for {', '.join(after.chips) or 'any'}")
@@ -442,7 +444,8 @@ class Operations:
     def delete_release(self, call: Call) -> None:
         """DELETE projects/{project}/releases/{version}."""
         project, version = self._version(call)
-        self.stock.delete(project, version)  # a file cannot come back with a transaction
+        if not self.stock.delete(project, version):  # no transaction brings back a file
+            raise Refused(404, f"there is no {version} of {shown(project)}")
         what = f"{project} {version}"
         self.ledger.audit(call.actor.name, "delete release", what, int(self.now()))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import functools
 import hmac
 import io
 import logging
@@ -23,14 +22,14 @@ from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from ota_fleet.accounts import DEVICE, Accounts, Actor, Opening
+from ota_fleet.accounts import DEVICE, Accounts, Actor
 from ota_fleet.files import Store, room
 from ota_fleet.registry import App, Registry, normal_id
 from ota_server import (
     NAMED,
     UNCACHED,
     UNVERSIONED,
-    Access,
+    Config,
     Event,
     Facts,
     Image,
@@ -53,20 +52,11 @@ MAX_TEXT = 255  # bytes of a device's id, version and path: fuota_b.c has room f
 MAX_LINE = 4096  # bytes of a line about a device, of three such texts
 DONE = Reply(200, (("Content-Length", "0"), UNCACHED))
 PATHS = re.compile("(?s)/(?:devices|files)(?:/.*)?")
-OWN = re.compile("(?s)/(?:admin|api|devices|files)(?:/.*)?")  # with credentials of the fleet
 
 log = logging.getLogger("ota.two_step")
 
 
 # -- 1. Credentials --------------------------------------------------------------------------------
-
-Guard = Callable[[Request], None]
-
-
-def except_here(guard: Guard, request: Request) -> None:
-    """The guard, for all paths that have no credentials of their own."""
-    if OWN.fullmatch(request.path) is None:
-        guard(request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +104,10 @@ class Credentials:
             raise Refused(403, f"{actor.name} is not for the device {shown(device)}")
 
 
-def by_credentials(site: Site, accounts: Accounts, registry: Registry) -> tuple[Guard, ...]:
-    """The guards of a site, where these paths take credentials of their own."""
-    user, password = site.config.us_username, site.config.us_password
-    pair = f"{user}:{password}".encode("utf-8", "surrogateescape") if user and password else b""
-    others = [
-        functools.partial(except_here, each) if isinstance(each, Access | Opening) else each
-        for each in site.guards
-    ]
-    return (*others, Credentials(accounts, registry.admitted, pair))
+def pair_of(config: Config) -> bytes:
+    """The shared pair of the settings; b"": half of it is none."""
+    user, password = config.us_username, config.us_password
+    return f"{user}:{password}".encode("utf-8", "surrogateescape") if user and password else b""
 
 
 # -- 2. Words of requests --------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ota_fleet.rules import not_whitelisted
 from ota_server import Event, Objection, Report, Site
 from tests.conftest import put, site_of, wait_until
 from tests.core.test_access import ask, text_of
+from tests.core.test_load import all_at_once, assert_calm, device
 from tests.core.test_s3 import ESP8266, bulb, lamp
 from tests.core.wire import PATIENCE, Script, copy_of_script, standing, started
 from tests.data.make_images import esp32_image, esp8266_image
@@ -231,6 +232,48 @@ def test_credentials_come_from_the_environment_and_are_not_shown() -> None:
     assert "'open'" not in repr(config)
 
 
+def backup(folder: Path, file: Path) -> subprocess.CompletedProcess[str]:
+    """What --backup does and says."""
+    options = ("--state", folder.parent / "state", "--backup", file)
+    return subprocess.run(
+        [sys.executable, "-I", with_fleet(folder.parent), *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_backup_is_made_while_the_server_runs_and_can_be_put_back(folder: Path) -> None:
+    kept = folder.parent / "kept.db"
+    with fleet(folder) as script:
+        script.wait_for(*CHECK)
+        with closing(Registry(folder.parent / "state" / "fleet.db")) as registry:
+            wait_until(lambda: registry.device(MAC) is not None)
+        done = backup(folder, kept)
+        script.wait_for(*CHECK)  # it went on
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{kept} holds what " in done.stdout
+    restored = folder.parent / "restored"
+    restored.mkdir()
+    kept.replace(restored / "fleet.db")
+    with closing(Registry(restored / "fleet.db")) as registry:
+        assert [device.id for device in registry.devices()] == [MAC]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_backup_that_cannot_be_made_says_why(folder: Path, there: bool) -> None:
+    if there:
+        with remembering(folder):
+            pass
+    file = folder.parent / ("nowhere/kept.db" if there else "kept.db")
+    done = backup(folder, file)
+    assert (done.returncode, done.stdout, file.exists()) == (1, "", False)
+    assert f"fleet.db is not copied to {file}: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder.parent / "state" / "fleet.db").exists() == there
+
+
 # -- 2. Who was here ------------------------------------------------------------------------------
 
 
@@ -276,6 +319,20 @@ def test_sightings_arrive_from_the_real_script(folder: Path) -> None:
     registry = Registry(folder.parent / "state" / "fleet.db")
     assert [device.id for device in registry.devices()] == [MAC]
     registry.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux' /proc")
+def test_a_thousand_devices_at_once_get_their_image_and_are_remembered(folder: Path) -> None:
+    image = (folder / "firmware-1.10.0.bin").read_bytes()
+    with fleet(folder, "--log", "warning") as script:
+        visits = all_at_once(script.port, [device(number) for number in range(1000)])
+        assert_calm(script)
+        assert script.end(signal.SIGTERM) == 0
+    assert {(visit.error, visit.status) for visit in visits} == {("", 200)}
+    assert all(visit.body == image for visit in visits)
+    with closing(Registry(folder.parent / "state" / "fleet.db")) as registry:
+        assert len(registry.devices(limit=1000)) == 1000
+        assert all(each.downloads == 1 for each in registry.devices(limit=1000))
 
 
 def test_log_still_tells_each_decision(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

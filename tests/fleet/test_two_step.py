@@ -390,8 +390,10 @@ def test_without_both_words_there_is_no_pair(pair: tuple[str, str], folder: Path
 @pytest.fixture
 def keys(folder: Path) -> Iterator[tuple[Site, dict[str, str]]]:
     """A site without a shared pair, with a planned update and a token of each sort."""
-    with remembering(folder, us_username="", us_password="") as site, registry_of(site) as other:
-        accounts = Accounts(Ledger(other), secure=False)
+    with remembering(folder) as site:
+        guard = site.guards[-1]
+        assert isinstance(guard, Credentials)
+        accounts = guard.accounts
         sorts = {
             "viewer": ("viewer", "", ""), "publisher": ("publisher", "", ""),
             "publisher-of-one": ("publisher", "lamp", ""), "admin": ("admin", "", ""),
@@ -400,12 +402,10 @@ def keys(folder: Path) -> Iterator[tuple[Site, dict[str, str]]]:
             "other-project": ("device", "lamp", ""), "its-and-project": ("device", "lamp", DEVICE),
         }  # fmt: skip
         minted = {name: accounts.mint(name, *sort, who="ada")[1] for name, sort in sorts.items()}
-        other.admit("sensor", DEVICE)
-        other.admit("lamp", "24:6F:28:AA:BB:CD")
-        found = site.guards[-1]
-        assert isinstance(found, Credentials)
-        wait_until(lambda: found.accounts.holder(minted["its-and-project"]) is not None)
-        wait_until(lambda: bool(found.admitted("lamp")))
+        with registry_of(site) as other:
+            other.admit("sensor", DEVICE)
+            other.admit("lamp", "24:6F:28:AA:BB:CD")
+            wait_until(lambda: bool(guard.admitted("lamp")))
         key = bearer(minted["publisher"])
         assert ask(site, PUT, "/files/new.bin", NEW, who=key).status == 200
         planned = line(DEVICE, "1.0.0", "new.bin")
