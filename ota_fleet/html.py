@@ -176,7 +176,13 @@ def cards(*parts: object) -> Html:
 
 def facts(rows: Iterable[tuple[object, object]]) -> Html:
     """Names and their values."""
-    return tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in rows])
+    return tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in rows], class_="facts")
+
+
+def figures(rows: Iterable[tuple[object, object]]) -> Html:
+    """Names and their numbers, large."""
+    pairs = [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows]
+    return tag("dl", pairs, class_="figures")
 
 
 def note(*body: object, kind: str = "") -> Html:

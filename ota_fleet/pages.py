@@ -23,6 +23,7 @@ from ota_fleet.files import room
 from ota_fleet.forms import Part, is_form, read_form, text_of
 from ota_fleet.html import STATIC, Frame, Sheet, a, framed, page, tag, url
 from ota_server import (
+    UNCACHED,
     Refused,
     Reply,
     Request,
@@ -184,18 +185,15 @@ class Pages:
     def _reply(self, call: Call, result: Sheet | Reply | See, why: Refused | None = None) -> Reply:
         if isinstance(result, Reply):
             return result
+        scripted = "x-ota-script" in call.request.headers
         secure = call.request.secure or bool(call.site.config.cert)
         if isinstance(result, See):
-            headers = ("Location", result.path), *result.headers
-            told = (("Set-Cookie", _telling(result.said, secure=secure)),) * bool(result.said)
-            return Reply(
-                303, (*headers, *told, ("Content-Length", "0"), ("Cache-Control", "no-store"))
-            )
-        said = _said(call.request, secure=secure)
-        forget = (("Set-Cookie", _telling("", secure=secure)),) * bool(said)
-        alert, status = (why.reason, why.status) if why else ("", 200)
-        frame = self._frame(call, said, alert)
-        return framed(result, frame, status, *forget, *(why.headers if why else ()))
+            told = [("Set-Cookie", _telling(result.said, secure=secure))] * bool(result.said)
+            return _go_on(result.path, *result.headers, *told, scripted=scripted)
+        said = "" if scripted else _said(call.request, secure=secure)
+        forget = [("Set-Cookie", _telling("", secure=secure))] * bool(said)
+        alert, status, headers = (why.reason, why.status, why.headers) if why else ("", 200, ())
+        return framed(result, self._frame(call, said, alert), status, *forget, *headers)
 
     def _frame(self, call: Call, said: str, alert: str) -> Frame:
         actor = call.actor
@@ -216,9 +214,7 @@ class Pages:
         if BELOW.fullmatch(path) is None:
             return others(refused, path)
         if refused.status == 303:
-            return Reply(
-                303, (*refused.headers, ("Content-Length", "0"), ("Cache-Control", "no-store"))
-            )
+            return Reply(303, (*refused.headers, ("Content-Length", "0"), UNCACHED))
         back = tag("p", a("Go to the overview", HOME))
         sheet = page(TITLES.get(refused.status, "This did not work"), back)
         return framed(sheet, Frame("", alert=refused.reason), refused.status, *refused.headers)
@@ -242,6 +238,12 @@ def static(_site: Site, request: Request) -> Reply:
         raise Refused(404, "this is of another version: load the page again")
     kind, data = STATIC[request.path]
     return body_reply(200, kind, data, FOR_EVER)
+
+
+def _go_on(path: str, *headers: tuple[str, str], scripted: bool = False) -> Reply:
+    """Post/Redirect/Get. A script would follow a redirect and never know: it is told the path."""
+    status, name = (200, "X-OTA-Next") if scripted else (303, "Location")
+    return Reply(status, ((name, path), *headers, ("Content-Length", "0"), UNCACHED))
 
 
 # -- Forms -----------------------------------------------------------------------------------------
