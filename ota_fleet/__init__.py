@@ -17,6 +17,7 @@ from ota_fleet import api, doctor, pages, schema
 from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.api import Api, refusal_by_path
 from ota_fleet.files import Store
+from ota_fleet.history import History
 from ota_fleet.home_pages import HomePages
 from ota_fleet.ledger import Ledger
 from ota_fleet.operations import Operations
@@ -45,9 +46,10 @@ def extend(site: Site) -> Site:
         raise ValueError(str(err)) from err
     store = Store(os.path.join(config.state, "files"), registry)
     stock = Stock(site.catalog, registry, store)
+    history = History(registry)
     site = replace(
         with_stock(site, stock, registry),
-        listeners=(*site.listeners, functools.partial(remember, registry)),
+        listeners=(*site.listeners, functools.partial(remember, registry, history)),
         closers=(*site.closers, stock.close, registry.close, store.close),
     )
     if config.admit == "WHITELIST":
@@ -78,7 +80,7 @@ def extend(site: Site) -> Site:
         Api(operations.table(), accounts, stock.resolve, uploads.max_body),
         Pages(
             (
-                *HomePages(registry, stock).table(),
+                *HomePages(history, stock).table(),
                 *PeoplePages(accounts).table(),
             ),
             accounts,
@@ -133,9 +135,11 @@ def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
     )
 
 
-def remember(registry: Registry, event: Event) -> None:
-    """The listener that notes who was here, and when."""
+def remember(registry: Registry, history: History, event: Event) -> None:
+    """The listener that notes who was here, when, and what was decided."""
     report, outcome = event
+    at = int(time.time())
+    history.note(event, at)
     if report.device is None:
         return
     registry.seen(
@@ -149,7 +153,8 @@ def remember(registry: Registry, event: Event) -> None:
             free_space=report.free_space,
             sdk=report.sdk,
             address=report.address,
-            at=int(time.time()),
+            at=at,
             downloaded=isinstance(outcome, Release),
+            offered=str(outcome.version) if isinstance(outcome, Release) else "",
         )
     )

@@ -7,9 +7,9 @@
 
 Readers never wait for a writer, and `seen()` waits for nobody. A check-in of the last second may be
 lost when the machine dies; what the other functions wrote is on the disk when they return. Times
-(UTC seconds) come from the caller. SQL is here, in `schema.py`, which has the tables, and in two
-rooms that use a registry: `ledger.py`, `stock.py`. It is what SQLite and PostgreSQL share, but
-where it says otherwise; values are parameters only.
+(UTC seconds) come from the caller. SQL is here, in `schema.py`, which has the tables, and in rooms
+that use a registry: `files.py`, `history.py`, `ledger.py`, `stock.py`. It is what SQLite and
+PostgreSQL share, but where it says otherwise; values are parameters only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
 from sqlite3 import Connection
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ota_fleet.rows import (
     MAX_LONG,
@@ -62,8 +62,8 @@ log = logging.getLogger("ota.registry")
 # for life. The last to arrive is right, whatever its time: the clocks of small servers jump.
 _SEEN = """
 INSERT INTO device (id, project, chip, version, image, free_space, sdk, address,
-                    first_seen, last_seen, downloads)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                    first_seen, last_seen, downloads, offered, offers)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET
     project = COALESCE(NULLIF(excluded.project, ''), device.project),
     chip = CASE WHEN excluded.chip = '' OR excluded.chip LIKE 'some %' AND device.chip <> ''
@@ -76,7 +76,12 @@ ON CONFLICT (id) DO UPDATE SET
     sdk = COALESCE(NULLIF(excluded.sdk, ''), device.sdk),
     address = COALESCE(NULLIF(excluded.address, ''), device.address),
     last_seen = excluded.last_seen,
-    downloads = device.downloads + excluded.downloads
+    downloads = device.downloads + excluded.downloads,
+    offers = CASE WHEN excluded.offered = '' THEN 0 WHEN excluded.version = '' THEN device.offers
+        WHEN (excluded.project, excluded.version, excluded.offered)
+        = (device.project, device.version, device.offered) THEN device.offers + 1 ELSE 1 END,
+    offered = CASE WHEN excluded.offered <> '' AND excluded.version = '' THEN device.offered
+        ELSE excluded.offered END
 """
 # Whom somebody admitted, or wrote a note on, is known to a person and stays.
 _CROWD_OUT = """
@@ -85,7 +90,9 @@ DELETE FROM device WHERE id IN (
     WHERE notes = '' AND labels = '[]' AND pin = ''
         AND NOT EXISTS (SELECT 1 FROM admission WHERE admission.device = device.id)
     ORDER BY last_seen, id LIMIT ?)
+RETURNING id
 """
+_FORGET_VISITS = "DELETE FROM visit WHERE device = ?"
 _DEVICES = """
 SELECT id, project, chip, version, image, free_space, sdk, address, first_seen, last_seen,
     downloads, notes, labels, pin, EXISTS (SELECT 1 FROM admission
@@ -126,6 +133,25 @@ ON CONFLICT (path) DO UPDATE SET
     sha256 = excluded.sha256, md5 = excluded.md5, size = excluded.size"""
 
 
+T = TypeVar("T")
+
+
+class _Pending(Generic[T]):
+    """What waits for a batch."""
+
+    def __init__(self, write: Callable[[Connection, list[T]], None]) -> None:
+        self.write = write
+        self.queue: deque[T] = deque(maxlen=MAX_QUEUED)
+        self.batch: list[T] = []  # taken from the queue, not written
+
+    def take(self) -> list[T]:
+        """What one transaction takes of it."""
+        while self.queue and len(self.batch) < MAX_BATCH:
+            self.batch.append(self.queue.popleft())
+        batch, self.batch = self.batch, []
+        return batch
+
+
 class Registry:
     """The one room with a memory. Every function may be called from any thread."""
 
@@ -141,8 +167,8 @@ class Registry:
         self._path = Path(path)
         self._max_devices = max_devices
         prepare(self._path)
-        self._queue: deque[Sighting] = deque(maxlen=MAX_QUEUED)
-        self._batch: list[Sighting] = []  # taken from the queue, not written yet
+        self._pending: list[_Pending[Any]] = []
+        self._see = self.in_batches(self._write_sightings)
         self._outage = False  # that nothing can be written just now was said
         self._full = False  # that devices are forgotten was said
         self._lock = threading.RLock()  # of both writing connections; SQLite has one writer anyway
@@ -183,34 +209,49 @@ class Registry:
 
     def seen(self, sighting: Sighting) -> None:
         """Remembers a check-in, within about a second; never waits."""
-        self._queue.append(sighting)
+        self._see(sighting)
+
+    def in_batches(self, write: Callable[[Connection, list[T]], None]) -> Callable[[T], None]:
+        """What queues an item and waits for nobody: `write` gets it in the next check-ins' batch.
+
+        All that is in a batch is written together, or again a second later.
+        """
+        pending = _Pending(write)
+        self._pending.append(pending)
+        return pending.queue.append
 
     def flush(self) -> None:
         """Waits until all that was queued is written. sqlite3.Error: it cannot be, just now."""
-        for _ in range(2 + len(self._queue) // MAX_BATCH):  # not for what comes meanwhile
+        most = max(len(each.queue) for each in self._pending)
+        for _ in range(2 + most // MAX_BATCH):  # not for what comes meanwhile
             with self._lock:
                 self._write_batch()
 
     def _write_batch(self) -> None:
-        while self._queue and len(self._batch) < MAX_BATCH:
-            self._batch.append(self._queue.popleft())
-        batch, self._batch = self._batch, []
-        rows = [sighting.row() for sighting in batch if sighting.device]
-        if not rows:
+        batches = [(each, batch) for each in self._pending if (batch := each.take())]
+        if not batches:
             return
         try:
             with transaction(self._often) as connection:
-                connection.executemany(_SEEN, rows)
+                for each, batch in batches:
+                    each.write(connection, batch)
                 self._crowd_out(connection)
         except sqlite3.OperationalError:
-            self._batch = batch  # locked by another program, or a full disk: again in a second
+            for each, batch in batches:
+                each.batch = batch  # locked by another program, or a full disk: again in a second
             raise
+
+    @staticmethod
+    def _write_sightings(connection: Connection, sightings: list[Sighting]) -> None:
+        rows = [sighting.row() for sighting in sightings if sighting.device]
+        connection.executemany(_SEEN, rows)
 
     def _crowd_out(self, connection: Connection) -> None:
         known = connection.execute("SELECT COUNT(*) FROM device").fetchone()[0]
         if known <= self._max_devices:
             return
-        connection.execute(_CROWD_OUT, (known - self._max_devices,))
+        gone = connection.execute(_CROWD_OUT, (known - self._max_devices,)).fetchall()
+        connection.executemany(_FORGET_VISITS, gone)
         if not self._full:
             self._full = True
             log.warning("max-devices %d is reached: unknown ones are forgotten", self._max_devices)
@@ -272,7 +313,9 @@ class Registry:
 
     def forget(self, device: str) -> bool:
         """Deletes what is known of a device, but its admission; False: nothing was."""
-        return self.write("DELETE FROM device WHERE id = ?", normal_id(device)) > 0
+        with self.writing() as connection:
+            connection.execute(_FORGET_VISITS, (normal_id(device),))
+            return self.write("DELETE FROM device WHERE id = ?", normal_id(device)) > 0
 
     def annotate(
         self,

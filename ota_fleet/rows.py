@@ -30,6 +30,7 @@ class Sighting(NamedTuple):
     address: str
     at: int  # UTC seconds
     downloaded: bool  # it was given an image
+    offered: str = ""  # the version of that
 
     def row(self) -> tuple[str | int | None, ...]:
         """As device has it; whatever a device says, the database takes it."""
@@ -37,7 +38,7 @@ class Sighting(NamedTuple):
         space = None if self.free_space is None else min(self.free_space, MAX_INTEGER)
         texts = normal_id(self.device), clean(self.project), *(clean(each or "") for each in said)
         rest = clean(self.sdk or ""), clean(self.address), self.at, self.at, int(self.downloaded)
-        return *texts, space, *rest
+        return *texts, space, *rest, clean(self.offered), int(self.offered != "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,6 +169,49 @@ ALTER TABLE device ADD COLUMN pin TEXT NOT NULL DEFAULT ''; -- the one version i
 PRAGMA user_version = 7;
 COMMIT;
 """,
+    """
+BEGIN IMMEDIATE;
+CREATE TABLE tally (                        -- of decisions
+    hour      BIGINT NOT NULL,              -- UTC seconds / 3600
+    project   TEXT   NOT NULL,              -- as devices called it, here and below
+    checks    BIGINT NOT NULL,
+    downloads BIGINT NOT NULL,              -- checks that were given an image
+    PRIMARY KEY (hour, project)
+);
+CREATE TABLE spread (                       -- of versions over devices
+    day     BIGINT NOT NULL,                -- UTC seconds / 86400
+    project TEXT   NOT NULL,
+    version TEXT   NOT NULL,
+    devices BIGINT NOT NULL,
+    PRIMARY KEY (day, project, version)
+);
+CREATE TABLE visit (                        -- that was not like the one before; the last of each
+    number  INTEGER PRIMARY KEY AUTOINCREMENT,  -- as the id of token
+    device  TEXT   NOT NULL,
+    at      BIGINT NOT NULL,
+    project TEXT   NOT NULL,
+    version TEXT   NOT NULL,                -- that it ran
+    offered TEXT   NOT NULL,                -- "": nothing
+    code    TEXT   NOT NULL,                -- of the objection; "": there was none
+    reason  TEXT   NOT NULL
+);
+CREATE INDEX visit_by_device ON visit (device, number);
+CREATE TABLE draft (                        -- bytes that somebody looks at, to publish them
+    id     INTEGER PRIMARY KEY AUTOINCREMENT,
+    sha256 TEXT   NOT NULL,                 -- also what the file is called on disk
+    name   TEXT   NOT NULL,                 -- of the file, as it came
+    who    TEXT   NOT NULL,
+    at     BIGINT NOT NULL
+);
+CREATE INDEX draft_by_content ON draft (sha256);
+ALTER TABLE project ADD COLUMN partition_size BIGINT;          -- bytes; NULL: nobody knows
+ALTER TABLE project ADD COLUMN admit TEXT NOT NULL DEFAULT ''; -- open, whitelist; "": as --admit
+ALTER TABLE device ADD COLUMN offered TEXT NOT NULL DEFAULT '';  -- what it was given last
+ALTER TABLE device ADD COLUMN offers BIGINT NOT NULL DEFAULT 0;  -- how often, and runs it not
+CREATE INDEX device_failing ON device (last_seen) WHERE offers >= 3;
+PRAGMA user_version = 8;
+COMMIT;
+""",
 )
 APPLICATION = 1330921798
 _BESIDE = ("-wal", "-shm", "-journal")  # what SQLite puts beside a file
