@@ -21,6 +21,7 @@ from ota_fleet.html import (
     card,
     cards,
     chart,
+    code,
     copied,
     details,
     figures,
@@ -36,7 +37,7 @@ from ota_fleet.pages import HOME, Call, Page, may
 from ota_fleet.stock import Stock
 from ota_server import Refused, base_url
 
-MAX_TROUBLES = 10  # rows of a list of devices; all of them are on the page of devices
+MAX_TROUBLES = 6  # rows of a list of devices; all of them are on the page of devices
 MAX_CHARTS = 12  # projects with a chart: each is a question to the database
 SPREAD = 30 * DAY  # seconds
 UNSAID, OTHERS = "not told", "others"
@@ -137,20 +138,19 @@ def _totals(counts: Sequence[Count], projects: int) -> Html:
 
 
 def _trouble(title: str, why: str, found: Sequence[Trouble], state: str, now: int) -> Html | None:
+    """A list of devices, as far as it is short."""
     if not found:
         return None
+    given = state == "failing"
+    heads = "Device", "Project", "Runs", *("Was given",) * given, "Last seen"
     rows = [
         (a(each.device, url("/admin/devices", each.device)), each.project, each.version or UNSAID,
-         f"{each.offered} ({each.offers} times)" if each.offered else "", when(each.last_seen, now))
+         *(f"{each.offered} ({each.offers} times)",) * given, when(each.last_seen, now))
         for each in found[:MAX_TROUBLES]
     ]  # fmt: skip
     more = tag("p", a("All of them", url("/admin/devices", state=state)))
-    heads = "Device", "Project", "Runs", "Was given", "Last seen"
-    badges = badge(title, "bad" if state == "failing" else "warn")
-    return card(
-        badges, tag("p", why), table(heads, rows, title), more if len(found) > MAX_TROUBLES else None,
-        id=state, data_live=30,
-    )  # fmt: skip
+    parts = tag("p", why), table(heads, rows, title), more if len(found) > MAX_TROUBLES else None
+    return card(badge(title, "bad" if given else "warn"), *parts, id=state, data_live=30)
 
 
 def _offer(newest: str, why: str) -> Html:
@@ -163,8 +163,8 @@ def _first_steps(call: Call) -> Html:
     upload = a("Upload a firmware", "/admin/upload") if may(call.actor, "publisher") else None
     return card(
         "No device has asked yet",
-        tag("p", "A sketch asks with a line like this one, for the project ", tag("code", "firmware"),
-            " (ESP8266: ", tag("code", "ESPhttpUpdate"), "):"),
+        tag("p", "A sketch asks with a line like this one, for the project ", code("firmware"),
+            " (ESP8266: ", code("ESPhttpUpdate"), "):"),
         copied(line, "the line"),
         tag("p", upload),
     )  # fmt: skip

@@ -33,7 +33,7 @@ SECURE = (
     UNCACHED,
 )
 COLOURS = 6  # that parts of a bar or a chart have, in admin.css
-_VOID = frozenset(("br", "hr", "img", "input", "link", "meta", "rect", "path", "line"))
+_VOID = frozenset(("br", "hr", "img", "input", "link", "meta"))
 # What no text of a page has: control characters, halves of surrogate pairs, turned directions.
 _UNFIT = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
