@@ -147,7 +147,7 @@ class PeoplePages:
         role = form(ACCOUNTS, csrf, which, _roles(account.role, ROLES),
                     button("Set role", name="do", value="role"))  # fmt: skip
         password = form(
-            ACCOUNTS, csrf, which,
+            ACCOUNTS, csrf, which, _whose(account.email),
             field("New password", "password", hint="Ends the sessions of this account.", **_NEW),
             button("Set password", name="do", value="password"),
         )  # fmt: skip
@@ -168,7 +168,7 @@ class PeoplePages:
         if do == "open":
             email = call.given("email")
             self.accounts.open_account(email, call.given("password"), call.given("role"), who=who)
-            return See(ACCOUNTS, f"{email.strip().lower()} may sign in now.")
+            return See(ACCOUNTS, f"Now {email.strip().lower()} may sign in.")
         account = read_number(call.given("id"))
         if do == "role":
             self.accounts.change_account(account, role=call.given("role"), who=who)
@@ -261,17 +261,35 @@ class PeoplePages:
             field("New password", "password", hint=_LENGTH, **_NEW),
         )
         change = form(
-            ACCOUNT, call.actor.csrf, hidden(email=call.actor.name), *fields,
+            ACCOUNT, call.actor.csrf, _whose(call.actor.name), *fields,
             button("Change it", "main", name="do", value="password"),
         )  # fmt: skip
         return page(
             "Your account",
             card("", words),
             card("Password", tag("p", "A new one ends all your other sessions."), change),
+            card("Sessions", *self._sessions(call)),
+        )
+
+    def _sessions(self, call: Call) -> tuple[Html | None, ...]:
+        now = self.now()
+        found = self.accounts.sessions(call.request)
+        rows = [
+            (when(each.created, now), when(each.expires, now),
+             badge("this browser", "good") if is_this else "")
+            for each, is_this in found
+        ]  # fmt: skip
+        end = button("End the others", name="do", value="end")
+        return (
+            table(("Signed in", "Ends", "Which"), rows, "Your sessions"),
+            form(ACCOUNT, call.actor.csrf, end) if len(found) > 1 else None,
         )
 
     def change_own(self, call: Call) -> See:
         """POST account. A session alone, of a browser left open, does not change a password."""
+        if call.given("do") == "end":
+            self.accounts.sign_out_others(call.request)
+            return See(ACCOUNT, "The other sessions are over.")
         name, password = call.actor.name, call.given("password")
         try:
             self.accounts.sign_in(call.request, name, call.given("old"))
@@ -286,6 +304,12 @@ class PeoplePages:
 
 def _roles(role: str, roles: tuple[str, ...]) -> Html:
     return choice("Role", "role", [(each, f"{each}: {MAY[each]}") for each in roles], role)
+
+
+def _whose(email: str) -> Html:
+    """What tells a browser that keeps passwords, of whom this one is."""
+    return tag("input", type="text", name="email", value=email, autocomplete="username",
+               hidden=True, readonly=True, aria_label="E-mail address")  # fmt: skip
 
 
 def _be_sure(call: Call) -> None:
