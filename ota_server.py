@@ -2785,8 +2785,11 @@ def local_time(now: int) -> str:
 EPILOG = (__doc__ or "").partition("what --help says below them:\n\n")[2]
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments."""
+
     def error(self, message: str) -> NoReturn:
+        """Ends the program with it: SystemExit(2)."""
         _fail(message)
 
 
@@ -2842,7 +2845,7 @@ def _key(text: str) -> bytes:
     return key
 
 
-def _add_options(parser: _Parser, environ: Mapping[str, str], connections: int) -> None:
+def _add_options(parser: Parser, environ: Mapping[str, str], connections: int) -> None:
     """All options that stand in the environment, too."""
 
     def option(name: str, metavar: str, default: str | None, text: str, **more: Any) -> None:
@@ -2895,7 +2898,7 @@ ADMIN = ("ADMIN_EMAIL", "ADMIN_PASSWORD")  # S3's
 S0 = ("www_dir", "firmware_dir", "url_firmware", "no_certs", "no_token")
 
 
-def _add_s0(parser: _Parser) -> None:
+def _add_s0(parser: Parser) -> None:
     """The flags of OTA Firmware Server. One of them makes its folders and port the default."""
     group = parser.add_argument_group("for who comes from OTA Firmware Server")
     group.add_argument("--www-dir", metavar="DIR", help="holds favicon.ico (default: www)")
@@ -2920,7 +2923,7 @@ def _s0_defaults(options: Mapping[str, Any], environ: Mapping[str, str]) -> dict
 
 def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 1024) -> Config:
     """The settings, if `files` can be open. SystemExit(2): one is wrong, as stderr has said."""
-    parser = _Parser("ota-server", epilog=EPILOG, allow_abbrev=False)
+    parser = Parser("ota-server", epilog=EPILOG, allow_abbrev=False)
     parser.description = "Gives every ESP8266 and ESP32 the newest firmware that is right for it."
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     _add_options(parser, environ, max(8, (files - 32) // 2))  # a download takes two
@@ -2973,7 +2976,7 @@ def _from_systemd(environ: Mapping[str, str]) -> dict[str, Any]:
 def sign(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """The command: prints a signed URL. SystemExit(2): it cannot, as stderr has said."""
     text = "Prints a URL that opens one image, for a while and without a token."
-    parser = _Parser("ota-server sign", allow_abbrev=False, description=text)
+    parser = Parser("ota-server sign", allow_abbrev=False, description=text)
     parser.add_argument("url", help="such as https://ota.example/lamp/latest.bin")
     default = environ.get("OTA_SIGN_KEY_FILE") or None
     option = functools.partial(parser.add_argument, help="(default: %(default)s)")

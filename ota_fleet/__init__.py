@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ota_fleet import api, doctor, pages, schema
+from ota_fleet import doctor, pages, publish, schema
 from ota_fleet.accounts import Accounts, Opening
-from ota_fleet.api import Api, refusal_by_path
+from ota_fleet.api import BELOW, Api, refusal_by_path
 from ota_fleet.files import Store
 from ota_fleet.history import History
 from ota_fleet.home_pages import HomePages
@@ -30,7 +30,11 @@ from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
 from ota_server import Access, Config, Event, Release, Request, Rule, Site, only_newer, same_image
 
-COMMANDS = {"check": doctor.main, "--backup": schema.backup}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "check": doctor.main,
+    "publish": publish.main,
+    "--backup": schema.backup,
+}
 
 log = logging.getLogger("ota.fleet")
 
@@ -65,7 +69,7 @@ def extend(site: Site) -> Site:
         raise ValueError(f"ADMIN_EMAIL, ADMIN_PASSWORD: {err}") from err
     guards = [
         functools.partial(
-            elsewhere, (PATHS, api.BELOW, pages.BELOW), Opening(accounts, site.catalog, each)
+            elsewhere, (PATHS, BELOW, pages.BELOW), Opening(accounts, site.catalog, each)
         )
         if isinstance(each, Access)
         else each
@@ -75,28 +79,31 @@ def extend(site: Site) -> Site:
     guard = Credentials(accounts, registry.admitted, pair_of(config))
     uploads = Uploads(stock, ledger, config)
     operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
-    return with_web(
-        replace(site, guards=(*guards, guard), routes=(*routes, *site.routes)),
-        Api(operations.table(), accounts, stock.resolve, uploads.max_body),
-        Pages(
-            (
-                *HomePages(history, stock).table(),
-                *PeoplePages(accounts).table(),
-            ),
-            accounts,
-            drop="/admin/upload",
-        ),
+    api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
+    site = replace(site, guards=(*guards, api.guard, guard), routes=(*routes, *site.routes))
+    table = (
+        *HomePages(history, stock).table(),
+        *PeoplePages(accounts).table(),
+    )
+    return with_pages(with_api(site, api), Pages(table, accounts, drop="/admin/upload"))
+
+
+def with_pages(site: Site, people: Pages) -> Site:
+    """The site with the web administration."""
+    return replace(
+        site,
+        guards=(*site.guards, people.guard),
+        routes=(*people.routes(), *site.routes),
+        refusal=functools.partial(people.refusal, site.refusal),
     )
 
 
-def with_web(site: Site, programs: Api, people: Pages) -> Site:
-    """The site with what is below /api and /admin."""
-    others = functools.partial(refusal_by_path, site.refusal)
+def with_api(site: Site, api: Api) -> Site:
+    """The site with the paths of the API, where every refusal is a problem of RFC 9457."""
     return replace(
         site,
-        guards=(*site.guards, programs.guard, people.guard),
-        routes=(*programs.routes(), *people.routes(), *site.routes),
-        refusal=functools.partial(people.refusal, others),
+        routes=(*api.routes(), *site.routes),
+        refusal=functools.partial(refusal_by_path, site.refusal),
     )
 
 

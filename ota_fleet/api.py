@@ -10,27 +10,33 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from http import HTTPStatus
+from io import FileIO
 from typing import Any, NamedTuple
 
 from ota_fleet.accounts import Accounts, Actor, allow
 from ota_fleet.files import room
-from ota_fleet.openapi import BASE, JSON, MAX_JSON, PROBLEM, Operation, read_body, read_query
+from ota_fleet.openapi import BASE, JSON, LINES, MAX_JSON, PROBLEM, Operation, read_body, read_query
 from ota_server import (
     RETRY_SECONDS,
     UNCACHED,
+    Image,
     Refused,
     Reply,
     Request,
     Route,
     Site,
     Version,
+    attachment,
     body_reply,
+    identity_of,
     shown,
+    unnamed_file,
 )
 
 NOBODY = Actor("", "")
@@ -154,6 +160,19 @@ def is_text(words: str) -> bool:
 def json_of(status: int, data: object, *headers: tuple[str, str]) -> Reply:
     """A body of JSON that nobody keeps."""
     return body_reply(status, JSON, json.dumps(data).encode(), UNCACHED, *headers)
+
+
+def file_reply(lines: Iterable[bytes], folder: str, name: str, peer: str) -> Reply:
+    """JSON lines of any length, by way of a file in `folder` that has no name there."""
+    with unnamed_file(folder) as file:
+        file.writelines(lines)
+        file.flush()
+        copy = FileIO(name, opener=lambda *_: os.dup(file.fileno()))
+    identity = identity_of(os.fstat(copy.fileno()))
+    size = identity[2]
+    entity = ("Content-Type", LINES), ("Content-Length", str(size))
+    headers = (*entity, ("Content-Disposition", attachment(name)), UNCACHED)
+    return Reply(200, headers, Image(copy, size, "", "", identity), range(size), f"- {peer}")
 
 
 def problem(refused: Refused, _path: str = "") -> Reply:

@@ -7,12 +7,11 @@ probe.py carries the bytes, diagnosis.py judges; here findings are only put in a
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn, TextIO
+from typing import TextIO
 
 from ota_fleet import diagnosis
 from ota_fleet.diagnosis import DEVICES
@@ -30,7 +29,7 @@ from ota_fleet.probe import (
     tls_context,
     trust,
 )
-from ota_server import Version
+from ota_server import Parser, Version
 
 DESCRIPTION = """Asks the public URL of a project as devices do, byte for byte, and says what is
 wrong and how to mend it. Ends with 0 if all is well, with 1 if something is wrong."""
@@ -50,17 +49,9 @@ class Options:
     timeout: float = 8.0  # seconds
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"{self.prog}: {message}\n")
-        raise SystemExit(2)
-
-
 def read_options(argv: Sequence[str]) -> Options:
     """What the arguments say. SystemExit: --help, or they are wrong and stderr has said why."""
-    parser = _Parser(prog="ota_server.py check", description=DESCRIPTION)
+    parser = Parser(prog="ota_server.py check", description=DESCRIPTION)
     option = parser.add_argument
     option("url", metavar="URL", help="what stands in the sketch, such as https://host/project")
     option("--as", dest="kind", choices=tuple(DEVICES), help="default: esp8266, then esp32")

@@ -77,8 +77,8 @@ def read_form(body: FileIO, content_type: str) -> list[Part]:
         head = _head(body, place)
         name, filename = _disposition(head)
         start = place + len(head) + 4
-        end = _find(body, line, start)
-        parts.append(Part(name, filename, start, end - start))
+        end = _find(body, line, start - 2)  # RFC 2046 5.1.1: the empty line may be the boundary's
+        parts.append(Part(name, filename, start, max(end - start, 0)))
         place = end + len(line)
     return parts
 
@@ -106,6 +106,8 @@ def _bytes(body: FileIO, place: int, size: int) -> bytes:
 def _head(body: FileIO, place: int) -> bytes:
     """From behind a boundary up to the empty line that ends the lines about a part."""
     data = _bytes(body, place, MAX_FIELD)
+    if data.partition(b"\r\n")[0].strip(b" \t"):
+        raise Refused(400, "something stands behind the form's boundary: choose another one")
     head, end, _ = data.partition(b"\r\n\r\n")
     if end:
         return head
@@ -133,9 +135,7 @@ def _cut() -> Refused:
 
 def _disposition(head: bytes) -> tuple[str, str | None]:
     """Name and file name, from the lines about a part behind its boundary. Refused: 400."""
-    padding, *lines = head.decode("utf-8", "replace").split("\r\n")
-    if padding.strip(" \t"):
-        raise Refused(400, "something stands behind the form's boundary: choose another one")
+    _, *lines = head.decode("utf-8", "replace").split("\r\n")
     fields: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")

@@ -24,6 +24,7 @@ from ota_server import Refused, __version__, shown
 BASE = "/api/v1"
 MAX_JSON = 64 << 10  # bytes of a body that is no upload
 JSON = "application/json"
+LINES = "application/jsonl"
 PROBLEM = "application/problem+json"
 Schema = Mapping[str, Any]
 

@@ -10,12 +10,10 @@ transaction.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from io import FileIO
 from typing import Any
 
 from ota_fleet import openapi
@@ -23,6 +21,7 @@ from ota_fleet.accounts import Accounts, allow
 from ota_fleet.api import (
     Call,
     about,
+    file_reply,
     json_of,
     listed,
     normal,
@@ -36,20 +35,10 @@ from ota_fleet.api import (
 from ota_fleet.ledger import Ledger
 from ota_fleet.openapi import Operation, page, record
 from ota_fleet.registry import MAX_PAGE, Device, Registry, Search, normal_id
-from ota_fleet.rows import Project, Stocked
+from ota_fleet.rows import Entry, Project, Stocked
 from ota_fleet.stock import Stock
 from ota_fleet.upload import Uploads
-from ota_server import (
-    UNCACHED,
-    Image,
-    Refused,
-    Reply,
-    Version,
-    attachment,
-    identity_of,
-    shown,
-    unnamed_file,
-)
+from ota_server import UNCACHED, Refused, Reply, Version, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,7 +456,7 @@ class Operations:
             ),
             Operation(
                 "GET", "/audit.jsonl", "admin", "The same in one file, an entry a line",
-                self.export, query={"after": after}, kind="application/jsonl",
+                self.export, query={"after": after}, kind=openapi.LINES,
             ),
             Operation(
                 "GET", "/openapi.json", "", "This document", self.document,
@@ -483,23 +472,15 @@ class Operations:
 
     def export(self, call: Call) -> Reply:
         """GET audit.jsonl, through a file: it may be of any length."""
-        last = call.query.get("after", 0)
-        with unnamed_file(self.folder) as file:
-            while entries := self.ledger.audit_log(last, MAX_PAGE):
-                file.writelines(f"{json.dumps(asdict(each))}\n".encode() for each in entries)
-                last = entries[-1].number
-            file.flush()
-            copy = FileIO("audit.jsonl", opener=lambda *_: os.dup(file.fileno()))
-        identity = identity_of(os.fstat(copy.fileno()))
-        size = identity[2]
-        headers = (
-            ("Content-Type", "application/jsonl"),
-            ("Content-Length", str(size)),
-            ("Content-Disposition", attachment("audit.jsonl")),
-            UNCACHED,
-        )
-        image = Image(copy, size, "", "", identity)
-        return Reply(200, headers, image, range(size), f"- {call.request.peer}")
+        after = call.query.get("after", 0)
+        lines = (f"{json.dumps(asdict(each))}\n".encode() for each in self._entries(after))
+        return file_reply(lines, self.folder, "audit.jsonl", call.request.peer)
+
+    def _entries(self, after: int) -> Iterator[Entry]:
+        """All entries behind a number."""
+        while entries := self.ledger.audit_log(after, MAX_PAGE):
+            yield from entries
+            after = entries[-1].number
 
     def document(self, call: Call) -> dict[str, Any]:
         """GET openapi.json."""

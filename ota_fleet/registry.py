@@ -19,11 +19,11 @@ import json
 import logging
 import sqlite3
 import threading
-from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
+from itertools import islice
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, Generic, TypeVar
@@ -36,9 +36,9 @@ from ota_fleet.rows import (
     Search,
     Sighting,
     StoredFile,
+    by_version,
     clean,
     normal_id,
-    version_place,
 )
 from ota_fleet.schema import WAIT, connect, pragma, prepare, save, transaction
 from ota_server import Version
@@ -296,15 +296,10 @@ class Registry:
     ) -> list[Device]:
         """The same in the order of SemVer, which is not SQL's."""
         with self.reading() as connection, transaction(connection, "BEGIN"):
-            rows = connection.execute(query[0], query[1:]).fetchall()
-            rows.sort(key=version_place)
-            if after:
-                here = bisect_left if sort[0] == "-" else bisect_right
-                found = here(rows, version_place(after), key=version_place)
-                rows = rows[:found] if sort[0] == "-" else rows[found:]
-            rows = rows[: -limit - 1 : -1] if sort[0] == "-" else rows[:limit]
+            rows = connection.execute(query[0], query[1:])
+            found = [*islice(by_version(rows, after, down=sort[0] == "-"), limit)]
             one = functools.partial(connection.execute, _DEVICES + "id = ?")
-            return [Device.of(one((device,)).fetchone()) for _, device in rows]
+            return [Device.of(one((device,)).fetchone()) for device in found]
 
     def device(self, device: str) -> Device | None:
         """What is known of an id; None: it was never seen, or forgotten."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, NamedTuple, Self
@@ -91,13 +91,28 @@ class Search(NamedTuple):
         return chip, chip, version, version, label, label, f"%{text}%", f"%{text}%"
 
 
-def version_place(row: Sequence[Any]) -> tuple[Any, ...]:
-    """What orders rows of version and id: what is no version stands before those that are."""
-    text, device = row
+def by_version(
+    rows: Iterable[tuple[str, str]], after: Sequence[Any], *, down: bool
+) -> Iterator[str]:
+    """Ids, of rows of version and id, in the order of SemVer, from behind the pair `after`."""
+    groups: dict[str, list[str]] = {}
+    for version, device in rows:
+        groups.setdefault(version, []).append(device)
+    here = _version_place(after[0]) if after else None
+    for place in sorted(map(_version_place, groups), reverse=down):
+        if here and (place > here if down else place < here):
+            continue
+        for device in sorted(groups[place[-1]], reverse=down):
+            if place != here or (device < after[1] if down else device > after[1]):
+                yield device
+
+
+def _version_place(text: str) -> tuple[Any, ...]:
+    """What orders versions; what is none stands before those that are."""
     try:
-        return 1, Version.parse(text).precedence, text, device
+        return 1, Version.parse(text).precedence, text
     except ValueError:
-        return 0, (), text, device
+        return 0, (), text
 
 
 @dataclass(frozen=True, slots=True)

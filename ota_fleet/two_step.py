@@ -79,7 +79,7 @@ class Credentials:
             self._allow_device(actor, request)
             return
         try:
-            self.accounts.require(request, "publisher", actor.project)
+            self.accounts.require(request, "publisher")  # S4 knows no projects
         except Refused as refused:
             raise Refused(403, refused.reason) from refused
 

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import validate
 
+import ota_server
 from ota_fleet.accounts import ROLES, Accounts
 from ota_fleet.api import read_cursor, write_cursor
 from ota_fleet.ledger import Ledger
@@ -622,6 +623,20 @@ def test_table_of_roles_is_whole(still: House) -> None:
     assert found == {name: f"For a {role}." if role else "" for name, role in MAY.items()}
 
 
+def test_token_of_the_core_opens_no_api_and_the_networks_hold(folder: Path, furnished: Any) -> None:
+    nets = ota_server.read_config(["--allow", "10.0.0.0/8,192.0.2.0/24"], {}).allow
+    with opened(folder, furnished, token="tok", allow=nets) as house:  # noqa: S106
+        assert house.ask("viewer", "GET", "devices").status == 200
+        assert house.ask("", "GET", "openapi.json").status == 200
+        core = "Authorization: Bearer tok"
+        assert house.ask("", "GET", "devices", None, core).status == 401
+        assert house.ask("", "GET", "/firmware/latest.bin", None, core).status == 200
+        assert house.ask("", "GET", "/firmware/latest.bin").status == 401
+        head = parse_head(request(f"{BASE}/devices"), "198.51.100.1")
+        refused = read(answer(house.site, head))
+        assert (refused.status, "in none of the networks" in refused.detail) == (403, True)
+
+
 # -- 4. Lists -------------------------------------------------------------------------------------
 
 LISTS = [
@@ -932,6 +947,14 @@ def test_what_the_loop_refuses_is_a_problem_too(
     found = Answer(reply.status, reply.headers, reply.body)
     assert found.status in statuses
     assert found.detail
+
+
+def test_put_without_a_body_needs_no_length(house: House, stand: Stand) -> None:
+    given = f"Authorization: Bearer {house.tokens['publisher']}"
+    with stand.dial() as wire:
+        path = f"{BASE}/projects/firmware/admissions/x"
+        assert wire.ask(path, given, method="PUT").status == 204
+        assert wire.ask(f"{BASE}/{DEVICE}", given).status == 200  # on the same connection
 
 
 def test_other_server_with_the_same_state_is_heard_of(house: House, stand: Stand) -> None:

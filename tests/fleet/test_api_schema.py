@@ -71,7 +71,7 @@ def test_nothing_that_the_document_allows_is_a_500(operation: str, street: Stree
     found = street.schema[BASE + path][method]
 
     @settings(
-        max_examples=3 if operation in SLOW else 40,
+        max_examples=3 if operation in SLOW else 25,
         derandomize=True,
         database=None,
         deadline=None,

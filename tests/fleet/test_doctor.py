@@ -354,7 +354,7 @@ def test_wrong_usage_ends_with_2_and_one_line(
     out = io.StringIO()
     assert main(arguments, out) == 2
     assert out.getvalue() == ""
-    assert re.fullmatch("ota_server.py check: .+\n", capsys.readouterr().err)
+    assert re.fullmatch("ota-server: .+\n", capsys.readouterr().err)
 
 
 def test_help_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:

@@ -520,7 +520,7 @@ def test_whatever_stands_in_a_request_is_data(text: str, registry: Registry) -> 
 # -- 5. Who waits for whom -------------------------------------------------------------------------
 
 
-def is_held(lock: object) -> bool:
+def is_held(lock: threading.RLock) -> bool:
     """Whether another thread holds it."""
     free = lock.acquire(blocking=False)
     if free:
