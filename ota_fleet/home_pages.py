@@ -185,7 +185,7 @@ def shares(counts: Iterable[Count], newest: str) -> list[tuple[str, float]]:
 def _kept(devices: Mapping[str, int], newest: str) -> list[str]:
     """The versions that have a colour of their own."""
     most = sorted(devices, key=lambda version: -devices[version])
-    others = [version for version in most if version != newest]
+    others = [version for version in most if not newest or version != newest]
     return [newest] * bool(newest) + others[: COLOURS - 2]
 
 

@@ -132,7 +132,9 @@ def ago(seconds: float) -> str:
 def when(at: float, now: float) -> Html:
     """A moment, in UTC seconds, as time that has passed until `now`, or is left."""
     text = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at))
-    words = ago(now - at) if at <= now else f"in {ago(at - now).removesuffix(' ago')}"
+    words = ago(abs(now - at))
+    if at > now:
+        words = f"in {words.removesuffix(' ago')}" if words.endswith(" ago") else "soon"
     return tag("time", words, datetime=text.replace(" ", "T") + "Z", title=f"{text} UTC")
 
 

@@ -234,12 +234,13 @@ class PeoplePages:
         if call.given("do") == "mint":
             words = (call.given(each) for each in ("name", "role", "project", "device"))
             number, text = self.accounts.mint(*words, who=call.actor.name)
-            line = f"curl -H 'Authorization: Bearer {text}' {base_url(call.request)}/api/v1/session"
+            line = f"curl -H 'Authorization: Bearer {text}' {base_url(call.request)}/api/v1/devices"
+            api = call.given("role") in ROLES  # which devices have no use for
             fresh = card(
                 f"Token {number}",
                 note("Copy it now: nobody can tell it again.", kind="warn"),
                 copied(text, "the token"),
-                details("Try it", copied(line, "the command")),
+                details("Try it", copied(line, "the command")) if api else None,
                 role="status",
             )
             return self._tokens(call._replace(form={}), fresh)
