@@ -209,6 +209,8 @@ def test_folder_that_is_away_does_not_take_the_uploads_with_it(bench: Bench, fol
     assert bench.offered("firmware") == ["firmware-2.0.0.bin"]
     for call in (bench.stock.projects, lambda: bench.stock.releases("bulb")):
         assert refused(call)[0] == 503
+    assert refused(lambda: bench.stock.entries("firmware"))[0] == 503
+    assert len(bench.stock.entries("lamp")) == 1
 
 
 def test_open_gives_the_bytes_that_were_checked(bench: Bench) -> None:

@@ -511,7 +511,8 @@ REFUSALS = [
         (), 409, "the image is for esp32", id="other-chip-replaced"),
     pytest.param("/projects/strict/releases/1.0.0", LAMP, (), 409, "for esp8266, 'strict' for "
         "esp32, esp32c3", id="chip-that-was-not-allowed"),
-    pytest.param(f"{TO}?replace=perhaps", LAMP, (), 422, "?replace is to be one of 0, 1", id="replace"),
+    pytest.param(f"{TO}?replace=perhaps", LAMP, (), 422, "?replace is to be one of 0, 1",
+        id="replace"),
     pytest.param(TO, bytes((1 << 20) + FORM + 1), (), 413, "the body has", id="big-body"),
     pytest.param(TO, bytes((1 << 20) + 1), (), 413, "the image has 1048577 bytes, at most 1048576",
         id="big-image"),
@@ -618,6 +619,17 @@ def test_token_of_one_project_publishes_nothing_else(folder: Path) -> None:
             403, "this token is for 'firmware', not 'lamp'",
         )  # fmt: skip
         assert publish(site, "/projects/firmware/releases/2.0.0", LAMP).status == 201
+
+
+def test_nothing_is_taken_for_a_project_whose_files_are_not_checked_yet(folder: Path) -> None:
+    path = "/projects/firmware/releases/1.0.1"
+    with publishing(folder) as site:
+        away = folder.rename(folder.with_name("away"))
+        stock_of(site)._folder.scan()  # type: ignore[attr-defined]
+        assert publish(site, path, LAMP).status == 503
+        away.rename(folder)
+        stock_of(site)._folder.scan()  # type: ignore[attr-defined]
+        assert publish(site, path, LAMP).status == 409
 
 
 def test_packed_and_plain_stand_side_by_side_and_each_only_once(site: Site) -> None:
