@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ from ota_fleet.registry import Registry, Sighting
 from ota_server import Reply, Site, answer, parse_head, unnamed_file
 from tests.core.wire import request, standing
 from tests.fleet.test_fleet import remembering
+from tests.test_house import ROOT
 
 PASSWORD = "correct horse"  # noqa: S105
 PEOPLE = {role: f"{role}@example.org" for role in ROLES}
@@ -260,7 +262,7 @@ def rows_of(site: Site) -> list[tuple[re.Pattern[str], Page]]:
     """The table of the site's pages."""
     owners = (getattr(route.endpoint, "__self__", None) for route in site.routes)
     pages = next(each for each in owners if isinstance(each, Pages))
-    return pages._table
+    return pages.table
 
 
 def state_of(site: Site) -> str:
@@ -595,6 +597,7 @@ def test_link_of_another_server_finds_who_is_signed_in(house: House) -> None:
     there = "/admin/sign-in?next=%2Fadmin%2Faccount"
     seen = Browser(house.site).get(there, "Sec-Fetch-Site: cross-site")
     assert (seen.status, seen.field("Refresh")) == (200, "0; url=/admin/account")
+    assert seen.field("X-Frame-Options") == "DENY"
     assert Browser(house.site).get(there, "Sec-Fetch-Site: same-origin").field("Refresh") == ""
 
 
@@ -842,6 +845,13 @@ def test_static_files_are_kept_for_ever_under_the_digest_of_their_content(house:
         assert found.field("Content-Type").startswith(("text/css", "text/javascript"))
     for path in ("/admin/static/admin.css", "/admin/static/..%2fhtml.py", "/admin/static/"):
         assert Browser(house.site).get(path).status in {303, 404}
+
+
+def test_static_files_are_in_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["package-data"] == {"ota_fleet": ["static/*"]}
+    inside = {path.suffix for path in (ROOT / "ota_fleet" / "static").iterdir()}
+    assert inside == {".css", ".js"}  # what install.sh copies
 
 
 def test_static_files_ask_no_other_server_and_build_no_html_of_text() -> None:
