@@ -1036,16 +1036,21 @@ def test_overview_of_a_large_fleet_is_quick(
 
 def test_bar_has_the_newest_release_first_and_joins_what_hardly_anybody_runs() -> None:
     counts = [Count("x", f"1.{number}.0", 10 - number, 0, 0, 0, 0) for number in range(9)]
-    found = home_pages.shares([*counts, Count("x", "", 3, 0, 0, 0, 0)], "2.0.0")
-    names = ["2.0.0", "1.0.0", "1.1.0", "1.2.0", "1.3.0", "others"]
-    assert found == list(zip(names, [0, 10, 9, 8, 7, 6 + 5 + 4 + 3 + 2 + 3], strict=True))
-    assert home_pages.shares([Count("x", "", 3, 0, 0, 0, 0)], "") == [("not told", 3)]
+    counts.append(Count("x", "", 3, 0, 0, 0, 0))
+    versions = home_pages.coloured(counts, "2.0.0")
+    assert versions == ["2.0.0", "1.0.0", "1.1.0", "1.2.0", "1.3.0"]
+    amounts = [0, 10, 9, 8, 7, 6 + 5 + 4 + 3 + 2 + 3]
+    found = home_pages.shares(counts, versions)
+    assert found == list(zip([*versions, "others"], amounts, strict=True))
+    assert home_pages.shares(counts[-1:], home_pages.coloured(counts[-1:], "")) == [("not told", 3)]
 
 
 def test_spread_is_a_chart_and_a_table_of_days() -> None:
-    days = [Share(day * DAY, version, day) for day in (1, 2) for version in ("1.0.0", "")]
-    seen = Seen(200, (), f"<!doctype html><title>x</title>{home_pages.spread_chart(days, '1.0.0')}")
-    assert seen.texts("td") == ["1970-01-03", "2", "2", "1970-01-02", "1", "1"]
+    days = [Share(day * DAY, version, day) for day in (1, 2) for version in ("1.0.0", "", "x")]
+    chart_ = home_pages.spread_chart(days, ["1.0.0", ""])
+    seen = Seen(200, (), f"<!doctype html><title>x</title>{chart_}")
+    assert seen.texts("td") == ["1970-01-03", "2", "2", "2", "1970-01-02", "1", "1", "1"]
+    assert seen.texts("th")[1:] == ["1.0.0", "not told", "others"]
 
 
 # -- 9. Words and pictures -------------------------------------------------------------------------
