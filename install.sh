@@ -99,13 +99,13 @@ make_firmware_folder() {
 # ota_fleet/ holds what the operator's commands need; the server alone runs without it.
 install_fleet() {
     remove_fleet
-    for source in "$HERE"/ota_fleet/*.py; do
-        if [ -f "$source" ]; then put "$PROGRAM/ota_fleet/${source##*/}" 0644 <"$source"; fi
+    for source in "$HERE"/ota_fleet/*.py "$HERE"/ota_fleet/static/*.css "$HERE"/ota_fleet/static/*.js; do
+        if [ -f "$source" ]; then put "$PROGRAM${source#"$HERE"}" 0644 <"$source"; fi
     done
 }
 
 remove_fleet() {
-    rm -rf "$DESTDIR$PROGRAM/ota_fleet/__pycache__"
+    rm -rf "$DESTDIR$PROGRAM/ota_fleet/__pycache__" "$DESTDIR$PROGRAM/ota_fleet/static"
     rm -f "$DESTDIR$PROGRAM"/ota_fleet/*.py
     rmdir "$DESTDIR$PROGRAM/ota_fleet" 2>/dev/null || :
 }

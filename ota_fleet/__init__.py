@@ -10,16 +10,19 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ota_fleet import doctor, publish, schema
+from ota_fleet import doctor, pages, publish, schema
 from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.api import BELOW, Api, refusal_by_path
 from ota_fleet.files import Store
 from ota_fleet.history import History
+from ota_fleet.home_pages import HomePages
 from ota_fleet.ledger import Ledger
 from ota_fleet.operations import Operations
+from ota_fleet.pages import Pages
+from ota_fleet.people_pages import PeoplePages
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.rules import (
     fits_partition,
@@ -31,7 +34,7 @@ from ota_fleet.rules import (
 from ota_fleet.stock import Stock
 from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
-from ota_server import Access, Config, Event, Release, Request, Rule, Site, only_newer, same_image
+from ota_server import Access, Event, Release, Request, Rule, Site, only_newer, same_image
 
 COMMANDS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
     "check": doctor.main,
@@ -61,25 +64,32 @@ def extend(site: Site) -> Site:
     )
     ledger = Ledger(registry)
     accounts = Accounts(ledger, secure=bool(config.cert))
-    try:
-        begin(accounts, config)
-    except ValueError as err:
-        for close in site.closers:
-            close()
-        raise ValueError(f"ADMIN_EMAIL, ADMIN_PASSWORD: {err}") from err
-    guards = [
-        functools.partial(elsewhere, (PATHS, BELOW), Opening(accounts, site.catalog, each))
-        if isinstance(each, Access)
-        else each
-        for each in site.guards
-    ]
+    begin(accounts, site)
     routes = TwoStep(registry, store, config.max_image).routes()
     guard = Credentials(accounts, registry.admitted, pair_of(config))
     uploads = Uploads(stock, ledger, config)
     operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
     api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
-    site = replace(site, guards=(*guards, api.guard, guard), routes=(*routes, *site.routes))
-    return with_api(site, api)
+    site = replace(
+        site,
+        guards=(*opened(site, accounts), api.guard, guard),
+        routes=(*routes, *site.routes),
+    )
+    table = (
+        *HomePages(history, stock).table(),
+        *PeoplePages(accounts).table(),
+    )
+    return with_pages(with_api(site, api), Pages(table, accounts, drop="/admin/upload"))
+
+
+def with_pages(site: Site, people: Pages) -> Site:
+    """The site with the web administration."""
+    return replace(
+        site,
+        guards=(*site.guards, people.guard),
+        routes=(*people.routes(), *site.routes),
+        refusal=functools.partial(people.refusal, site.refusal),
+    )
 
 
 def with_api(site: Site, api: Api) -> Site:
@@ -91,6 +101,16 @@ def with_api(site: Site, api: Api) -> Site:
     )
 
 
+def opened(site: Site, accounts: Accounts) -> Iterator[Callable[[Request], None]]:
+    """The guards of the core, of which that of images lets in who has a token of the fleet."""
+    own = PATHS, BELOW, pages.BELOW
+    for guard in site.guards:
+        if isinstance(guard, Access):
+            yield functools.partial(elsewhere, own, Opening(accounts, site.catalog, guard))
+        else:
+            yield guard
+
+
 def elsewhere(
     own: Sequence[re.Pattern[str]], guard: Callable[[Request], None], request: Request
 ) -> None:
@@ -99,11 +119,16 @@ def elsewhere(
         guard(request)
 
 
-def begin(accounts: Accounts, config: Config) -> None:
+def begin(accounts: Accounts, site: Site) -> None:
     """Makes the first account, or says in the log who may. ValueError: the settings are wrong."""
-    secret = accounts.setup_secret
+    secret, config = accounts.setup_secret, site.config
     if secret and config.admin_email:
-        accounts.set_up(secret, config.admin_email, config.admin_password)
+        try:
+            accounts.set_up(secret, config.admin_email, config.admin_password)
+        except ValueError as err:
+            for close in site.closers:
+                close()
+            raise ValueError(f"ADMIN_EMAIL, ADMIN_PASSWORD: {err}") from err
     elif secret:
         log.warning("there is no account yet: make the first one at /admin/setup#%s", secret)
 

@@ -354,6 +354,23 @@ class Accounts:
             self._ledger.end(digest_of(secret))
         return self._set_cookie(request, "", 0)
 
+    def sessions(self, request: Request) -> list[tuple[Session, bool]]:
+        """Those of who asks, the newest first, and whether the request is of it."""
+        own = self._known.sessions.get(digest_of(self._cookie(request)))
+        now = self._now()
+        found = [
+            (each, each == own)
+            for each in self._known.sessions.values()
+            if own and each.account == own.account and each.expires > now
+        ]
+        return sorted(found, key=lambda pair: pair[0].created, reverse=True)
+
+    def sign_out_others(self, request: Request) -> None:
+        """Ends the sessions of who asks, but for the one that the request is of."""
+        for session, is_this in self.sessions(request):
+            if not is_this:
+                self._ledger.end(session.digest)
+
     def _begin(self, account: Account, secret: str) -> bool:
         now = int(self._now())
         session = Session(digest_of(secret), account.id, now, now + SESSION_SECONDS)

@@ -143,9 +143,9 @@ class Api:
         return self._accounts.require(request, operation.role, project)
 
 
-def pattern_of(path: str) -> re.Pattern[str]:
-    """Of a path below BASE. The id of a device may be any text, others have no slash."""
-    pieces = re.split(r"{(\w+)}", BASE + path)
+def pattern_of(path: str, base: str = BASE) -> re.Pattern[str]:
+    """Of a path below `base`. The id of a device may be any text, others have no slash."""
+    pieces = re.split(r"{(\w+)}", base + path)
     for at in range(1, len(pieces), 2):
         pieces[at] = f"(?P<{pieces[at]}>{'(?s:.+)' if pieces[at] == 'device' else '[^/]+'})"
     pieces[::2] = map(re.escape, pieces[::2])

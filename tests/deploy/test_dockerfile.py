@@ -178,7 +178,8 @@ def test_build_context_is_exactly_what_is_copied() -> None:
     copied = {source for rest in values("COPY") for source in rest.split()[:-1]}
     packages = {source for source in copied if "." not in source}
     python = {f"{package}/*.py" for package in packages}  # and nothing that Python compiled
-    assert set(exceptions) == {f"!{source}" for source in copied - packages | python}
+    wanted = copied - packages | python | {f"{package}/static/*" for package in packages}
+    assert set(exceptions) == {f"!{source}" for source in wanted}
 
 
 def test_everything_copied_exists() -> None:

@@ -18,7 +18,8 @@ UNIT = "etc/systemd/system/ota-server.service"
 SOCKET = "etc/systemd/system/ota-server.socket"
 SETTINGS = "etc/default/ota-server"
 FIRMWARE = "srv/firmware"
-FLEET = {f"opt/ota-server/ota_fleet/{path.name}" for path in (ROOT / "ota_fleet").glob("*.py")}
+PACKAGE = (*(ROOT / "ota_fleet").glob("*.py"), *(ROOT / "ota_fleet/static").iterdir())
+FLEET = {f"opt/ota-server/{path.relative_to(ROOT)}" for path in PACKAGE}
 INSTALLED = {PROGRAM, UNIT, SOCKET, SETTINGS} | FLEET
 
 
@@ -224,12 +225,14 @@ def test_purge_keeps_firmware_that_lies_elsewhere(tmp_path: Path) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with an ota_fleet/ that holds more than Python files; its install.sh."""
+    """A checkout with an ota_fleet/ that holds more than the server needs; its install.sh."""
     folder = tmp_path / "checkout"
-    (folder / "ota_fleet/__pycache__").mkdir(parents=True)
+    for name in ("__pycache__", "static"):
+        (folder / "ota_fleet" / name).mkdir(parents=True)
     for name in ("install.sh", "ota_server.py", "ota-server.service", "ota-server.socket"):
         shutil.copy(ROOT / name, folder)
-    for name in ("__init__.py", "doctor.py", "notes.txt", "__pycache__/doctor.pyc"):
+    others = "notes.txt", "__pycache__/doctor.pyc", "static/notes.txt"
+    for name in ("__init__.py", "doctor.py", "static/admin.css", "static/admin.js", *others):
         (folder / "ota_fleet" / name).write_text("")
     return folder / "install.sh"
 
@@ -239,15 +242,19 @@ def fleet_below(folder: Path) -> set[str]:
     return {Path(name).name for name in files_below(folder) if "ota_fleet" in name}
 
 
-def test_fleet_is_installed_as_python_files_and_renewed(tmp_path: Path, checkout: Path) -> None:
+def test_fleet_is_installed_as_far_as_it_is_needed_and_renewed(
+    tmp_path: Path, checkout: Path
+) -> None:
     """What an upgrade no longer has must not stay importable."""
     root = tmp_path / "root"
     assert install(root, script=checkout).returncode == 0
-    assert fleet_below(root) == {"__init__.py", "doctor.py"}
+    assert fleet_below(root) == {"__init__.py", "doctor.py", "admin.css", "admin.js"}
+    assert mode(root / "opt/ota-server/ota_fleet/static/admin.css") == 0o644
     assert mode(root / "opt/ota-server/ota_fleet/doctor.py") == 0o644
     (checkout.parent / "ota_fleet/doctor.py").rename(checkout.parent / "ota_fleet/surgeon.py")
+    (checkout.parent / "ota_fleet/static/admin.js").unlink()
     assert install(root, script=checkout).returncode == 0
-    assert fleet_below(root) == {"__init__.py", "surgeon.py"}
+    assert fleet_below(root) == {"__init__.py", "surgeon.py", "admin.css"}
 
 
 def test_without_the_fleet_the_script_alone_is_installed(tmp_path: Path, checkout: Path) -> None:

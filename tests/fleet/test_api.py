@@ -803,13 +803,13 @@ def state_of(house: House) -> str:
 
 
 def targets(site: Site, house: House) -> list[str]:
-    """Paths of every route: of the API, those that are in the document, of what there is."""
+    """Paths of every route but those of pages, which have a test of their own (test_pages.py)."""
     real = {"account": "1", "token": "1", "device": MACS[0], "project": "lamp", "version": "1.0.0"}
     paths = house.ask("", "GET", "openapi.json").data["paths"]
     found = [*CORE, *(re.sub(r"{(\w+)}", lambda name: real[name[1]], path) for path in paths)]
     hit = {id(site.route(path.partition("?")[0])) for path in found}
     missed = [route.pattern.pattern for route in site.routes if id(route) not in hit]
-    assert missed == []
+    assert [pattern for pattern in missed if not pattern.startswith(("/admin", "(?s)/admin"))] == []
     return found
 
 
