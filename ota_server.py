@@ -2957,6 +2957,15 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
     options["sign_key"] = options.pop("sign_key_file")
     options["listing"] = options["listing"] == "ON"
     options["cors"] = "" if options["cors"] == "off" else options["cors"]
+    _check_options(parser, options)
+    given = {name: value for name, value in options.items() if value is not None}
+    given |= {f"us_{name.lower()}": environ.get(f"US_AUTH_{name}", "") for name in S4}
+    given |= {name.lower(): environ.get(name, "") for name in ADMIN}
+    return Config(**given, **_from_systemd(environ))
+
+
+def _check_options(parser: Parser, options: Mapping[str, Any]) -> None:
+    """SystemExit(2): they do not go together."""
     if options["port"] > 65535:
         parser.error(f"--port: {options['port']} is no port, 65535 is the last one")
     for name in ("max_connections", "max_image", "max_devices"):
@@ -2968,10 +2977,6 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
         parser.error("--admit whitelist and --backup need --state")
     if options["rate"] and (sys.platform != "linux" or options["host"].startswith("unix:")):
         parser.error("--rate needs Linux and TCP")
-    given = {name: value for name, value in options.items() if value is not None}
-    given |= {f"us_{name.lower()}": environ.get(f"US_AUTH_{name}", "") for name in S4}
-    given |= {name.lower(): environ.get(name, "") for name in ADMIN}
-    return Config(**given, **_from_systemd(environ))
 
 
 def _from_systemd(environ: Mapping[str, str]) -> dict[str, Any]:
