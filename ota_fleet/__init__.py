@@ -25,6 +25,7 @@ from ota_fleet.pages import Pages
 from ota_fleet.people_pages import PeoplePages
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.rules import (
+    fit_unless_pinned,
     fits_partition,
     not_again,
     not_whitelisted,
@@ -34,7 +35,17 @@ from ota_fleet.rules import (
 from ota_fleet.stock import Stock
 from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
-from ota_server import Access, Event, Release, Request, Rule, Site, only_newer, same_image
+from ota_server import (
+    Access,
+    Event,
+    Release,
+    Request,
+    Rule,
+    Site,
+    fit_unasked,
+    only_newer,
+    same_image,
+)
 
 COMMANDS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
     "check": doctor.main,
@@ -138,6 +149,7 @@ def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
     others: dict[Rule, Rule] = {
         only_newer: towards_target(registry.pin),
         same_image: not_again(registry.pin),
+        fit_unasked: fit_unless_pinned(registry.pin),
     }
     guards = (
         replace(each, catalog=stock) if isinstance(each, Access) else each for each in site.guards

@@ -50,8 +50,8 @@ FIELDS = ("project", "version", "notes", "replace")  # of a form
 SWITCHES = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True}
 SWITCHES |= {"yes": True, "on": True}
 HOW = (
-    "PUT it to /api/v1/projects/<project>/releases/<version>, or call the file "
-    "<project>-<version>.bin"
+    "publish has --project and --version, a form fields of these names, the API PUT "
+    "/api/v1/projects/<project>/releases/<version>; or call the file <project>-<version>.bin"
 )
 _OF_IMAGES = ("x-MD5", "x-SHA256")  # the other fields are about a body, which may be a form
 _LENGTHS = {"md5": 16, "sha256": 32}  # bytes
