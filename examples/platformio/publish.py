@@ -1,8 +1,8 @@
 """The target `publish` for platformio.ini: brings what was built to the server.
 
 `custom_ota_to` is the URL of a server with --state, which wants a token in OTA_UPLOAD_TOKEN, or a
-folder that a server reads. There a file gets its name last, so that no half one is ever seen. A server's
-own certificate is trusted if SSL_CERT_FILE names it.
+folder that a server reads. There a file gets its name last, so that no half one is ever seen. A
+server's own certificate is trusted if SSL_CERT_FILE names it.
 """
 
 import hashlib

@@ -901,7 +901,7 @@ PROBLEMS: dict[str, tuple[bytes, tuple[str, ...], str]] = {
         "the image says it is 1.3.0, not 1.4.0",
     ),
     "no-version": (NEWER, ("--project", "sensor", "--version", "new"), "'new' is no version"),
-    "lower": (esp32_image("sensor", "1.1.0"), (), "or ?replace=1"),
+    "lower": (esp32_image("sensor", "1.1.0"), (), "or --replace"),
     "equal": (esp32_image("sensor", "1.2.0", payload=b"other"), (), "1.2.0 of 'sensor' is there"),
     "other-chip": (esp32_image("sensor", "1.3.0", chip_id=9), (), "the image is for esp32s3"),
     "damaged": (DAMAGED, (), "is damaged or half copied"),
