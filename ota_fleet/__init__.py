@@ -24,6 +24,7 @@ from ota_fleet.operations import Operations
 from ota_fleet.pages import Pages
 from ota_fleet.people_pages import PeoplePages
 from ota_fleet.registry import Registry, Sighting, normal_id
+from ota_fleet.release_pages import ReleasePages
 from ota_fleet.rules import (
     fits_partition,
     not_again,
@@ -34,6 +35,7 @@ from ota_fleet.rules import (
 from ota_fleet.stock import Stock
 from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
+from ota_fleet.upload_pages import UploadPages
 from ota_server import Access, Event, Release, Request, Rule, Site, only_newer, same_image
 
 COMMANDS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
@@ -77,6 +79,8 @@ def extend(site: Site) -> Site:
     )
     table = (
         *HomePages(history, stock).table(),
+        *ReleasePages(operations, history).table(),
+        *UploadPages(operations).table(),
         *PeoplePages(accounts).table(),
     )
     return with_pages(with_api(site, api), Pages(table, accounts, drop="/admin/upload"))
