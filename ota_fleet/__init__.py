@@ -23,6 +23,7 @@ from ota_fleet.ledger import Ledger
 from ota_fleet.operations import Operations
 from ota_fleet.pages import Pages
 from ota_fleet.people_pages import PeoplePages
+from ota_fleet.project_pages import ProjectPages
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.release_pages import ReleasePages
 from ota_fleet.rules import (
@@ -79,7 +80,8 @@ def extend(site: Site) -> Site:
     )
     table = (
         *HomePages(history, stock).table(),
-        *ReleasePages(operations, history).table(),
+        *ProjectPages(operations, history).table(),
+        *ReleasePages(operations).table(),
         *UploadPages(operations).table(),
         *PeoplePages(accounts).table(),
     )
