@@ -1,7 +1,9 @@
 """Pages about projects: which there are, what their devices get, and their settings.
 
-GET  -> Stock, History, lines.py -> Sheet
-POST -> Operations, as the API has them; rename() -> See
+    GET  -> Stock, History, lines.py -> Sheet
+    POST -> Operations, as the API has them; rename() -> See
+
+An alias leads to the page of its project.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from ota_fleet.html import (
     cards,
     check,
     choice,
+    count,
     details,
     facts,
     field,
@@ -144,7 +147,7 @@ class ProjectPages:
     def show_project(self, call: Call) -> Sheet | See:
         """GET a project, by its name; an alias leads there."""
         project = project_of(self._stock, call)
-        if project.name != call.names["project"]:
+        if project.name != call.names["project"] and call.request.method != "POST":
             return See(url(PROJECTS, project.name))
         changes = may(call.actor, "publisher")
         counts = self._devices().get(project.name, Counter[str]())
@@ -178,7 +181,7 @@ class ProjectPages:
         newest, _ = offered(self._stock, project.name)
         groups = [[*each] for _, each in groupby(entries, lambda each: each.release.version)]
         rows = [self._release_row(project.name, each, counts, newest) for each in groups]
-        heads = "Version", "For", "Size", "Devices", "Since", "By", "Notes"
+        heads = "Version", "For", "Size", "Devices", "Published", "Notes"
         more = len(entries) == MAX_ROWS
         here = url(PROJECTS, project.name)
         following = url(PROJECTS, project.name, after=entries[-1].cursor) if more else ""
@@ -201,8 +204,7 @@ class ProjectPages:
             tag("span", ", ".join(dict.fromkeys(map(what_of, images)))),
             ", ".join(dict.fromkeys(size_of(each.release.size) for each in images)),
             a(f"{devices:,}", whose) if devices else "",
-            when(first.uploaded, now),
-            first.who or badge("folder"),
+            join(when(first.uploaded, now), f" by {first.who}" if first.who else ", in the folder"),
             _cut(lines_of_notes[0]),
         )  # fmt: skip
 
@@ -222,8 +224,8 @@ class ProjectPages:
         )  # fmt: skip
         versions = {str(each.release.version) for each in self._images(project.name)}
         words = (
-            f"Deletes the project with its {len(versions)} releases; {devices:,} devices ask for "
-            "it. Nobody can bring it back."
+            f"Deletes the project with {count(len(versions), 'release')}, for which "
+            f"{count(devices, 'device')} ask. Nobody can bring it back."
         )
         ending = form(
             here, csrf,
@@ -291,7 +293,7 @@ def _lines_card(call: Call, project: str, version: str, chips: set[str]) -> Html
 def _settings(call: Call, project: Project) -> Html:
     again = call.given("do") == "save"
     chips = call.all_given("chips") if again else project.chips
-    usual = f"as --admit says: {call.site.config.admit}"
+    usual = f"as --admit says: {call.site.config.admit.lower()}"
     options = [("", usual), ("open", "everybody"), ("whitelist", "only devices that are admitted")]
     boxes = [check(chip, "chips", chip, checked=chip in chips) for chip in CHIPS]
     size = str(project.partition_size or "")

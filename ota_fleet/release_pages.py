@@ -1,7 +1,9 @@
 """Pages about releases: what each image is, who needs it, what is done about it.
 
-GET  -> Stock, image.described() -> Sheet, or the image itself
-POST -> Operations, as the API has them, so that both mean and note the same -> See
+    GET  -> Stock, image.described() -> Sheet, or the image itself
+    POST -> Operations, as the API has them -> See
+
+Operations do what the API does, so both mean the same and the audit says it in the same words.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from ota_fleet.html import (
     check,
     code,
     copied,
+    count,
+    details,
     facts,
     field,
     form,
@@ -49,7 +53,7 @@ from ota_server import UNVERSIONED, Refused, Reply, Version, base_url, image_rep
 PROJECTS = "/admin/projects"
 PROJECT = PROJECTS + "/{project}"
 RELEASE = PROJECT + "/releases/{version}"
-MAX_NEEDS = 20  # devices in a list of who needs a release
+MAX_NEEDS = 10  # devices in a list of who needs a release
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +79,16 @@ class ReleasePages:
         newest, _ = offered(self._stock, project)
         state = badges(images, newest)
         back = tag("p", a(project, url(PROJECTS, project)), " ", state)
-        now = self.operations.now()
+        now, here = self.operations.now(), release_path(project, str(version))
         changes = may(call.actor, "publisher")
         return page(
             f"{project} {called(version)}",
             back,
             *(note("Withdrawn: ", each, kind="bad") for each in _reasons(images)),
-            cards(_image(project, each, now) for each in images),
-            self._notes(call, images),
-            card("Lines to copy", *(copied_lines(each) for image in images for each in
-                                    lines.of_image(base_url(call.request), project,
-                                                   image.release.name))),
+            cards(_image(call, project, each, now) for each in images),
+            self._notes(call, images, here),
             self._needs(call, project, version),
-            self._ends(call, images) if changes else None,
+            self._ends(call, images, here) if changes else None,
         )  # fmt: skip
 
     def _version(self, call: Call) -> tuple[str, Version, list[Stocked]]:
@@ -102,13 +103,13 @@ class ReleasePages:
             raise Refused(404, f"there is no {version} of {shown(project)}")
         return project, version, sorted(found, key=Stocked.place)
 
-    def _notes(self, call: Call, images: Sequence[Stocked]) -> Html | None:
+    def _notes(self, call: Call, images: Sequence[Stocked], here: str) -> Html | None:
         texts = [*dict.fromkeys(each.release.notes for each in images if each.release.notes)]
         if not may(call.actor, "publisher") or not any(each.who for each in images):
             return card("Notes", *(tag("pre", text) for text in texts)) if texts else None
         text = call.given("notes", texts[0] if texts else "")
         editor = form(
-            call.request.path, call.actor.csrf,
+            here, call.actor.csrf,
             area("What is new", "notes", text, maxlength=MAX_LONG,
                  hint="ESPHome and Home Assistant show the first 255 characters."),
             button("Save the notes", name="do", value="notes"),
@@ -120,6 +121,7 @@ class ReleasePages:
         if not found:
             return card("Who needs it", tag("p", "No device runs it or is pinned to it.",
                                             class_="empty"))  # fmt: skip
+        found.sort(key=lambda each: not each.pinned)
         rows = [
             (a(each.device, url("/admin/devices", each.device)),
              join(badge("runs it") if each.runs else None, " ",
@@ -127,14 +129,15 @@ class ReleasePages:
             for each in found[:MAX_NEEDS]
         ]  # fmt: skip
         pinned = sum(each.pinned for each in found)
-        words = f"{len(found):,} devices run it or are pinned to it; {pinned:,} are pinned."
+        words = f"{count(len(found), 'device')} that run it or are pinned to it"
+        words += f", {pinned:,} of them pinned." if pinned else "."
         rest = url("/admin/devices", project=project, version=str(version))
         more = tag("p", a("All that run it", rest)) if len(found) > MAX_NEEDS else None
         return card("Who needs it", tag("p", words),
                     table(("Device", "Why"), rows, "Devices that need it"), more)  # fmt: skip
 
-    def _ends(self, call: Call, images: Sequence[Stocked]) -> Html:
-        here, csrf = call.request.path, call.actor.csrf
+    def _ends(self, call: Call, images: Sequence[Stocked], here: str) -> Html:
+        csrf = call.actor.csrf
         if all(each.withdrawn is not None for each in images):
             again = form(here, csrf, button("Restore", "main", name="do", value="restore"))
             first = card("Restore", tag("p", "Devices may get it again."), again)
@@ -197,7 +200,7 @@ def copied_lines(each: lines.Lines) -> Html:
     return join(tag("h3", each.title), copied(each.text, each.title))
 
 
-def _image(project: str, stocked: Stocked, now: float) -> Html:
+def _image(call: Call, project: str, stocked: Stocked, now: float) -> Html:
     """What is known of one image."""
     release = stocked.release
     source = f"uploaded by {stocked.who}" if stocked.who else "in the firmware folder"
@@ -214,7 +217,9 @@ def _image(project: str, stocked: Stocked, now: float) -> Html:
         return card(what_of(stocked), note(f"{release.name} is gone from the disk", kind="bad"))
     there = url(release_path(project, str(release.version)), release.name)
     get = a("Download", there, class_="button", download=True) if is_text(release.name) else None
-    return card(what_of(stocked), facts([*rows, *inside(about)]), get)
+    found = lines.of_image(base_url(call.request), project, release.name)
+    commands = details("On the command line", *map(copied_lines, found))
+    return card(what_of(stocked), facts([*rows, *inside(about)]), tag("p", get), commands)
 
 
 def badges(images: Sequence[Stocked], newest: str) -> Html:

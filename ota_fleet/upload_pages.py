@@ -1,7 +1,9 @@
 """The page of uploads: what is inside a file is shown before anybody publishes it.
 
-POST files -> Uploads.look_into() -> drafts -> GET: what each is, and what is wrong with it
-POST publish, discard, make -> the release, nothing, the project that it is for
+    POST files -> Uploads.look_into() -> drafts -> GET: what each is, and what is wrong with it
+    POST publish, discard, make -> the release, nothing, the project that it is for
+
+A draft ends after a day. Whoever may publish sees all of them.
 """
 
 from __future__ import annotations
@@ -100,7 +102,9 @@ class UploadPages:
         ]
         return card(
             join(draft.name or "a file", " ", state),
-            [note(each, kind="bad" if about.whole else "warn") for each in look.problems],
+            [note(each, kind="bad") for each in look.problems[:1]]
+            if about.whole
+            else [note(each, kind="warn") for each in look.problems],
             tag("p", there) if look.problems and look.project else None,
             facts(row for row in rows if row[1]),
             self._choices(call if mine else call._replace(form={}), look),
@@ -129,8 +133,8 @@ class UploadPages:
                  hint="What is new. ESPHome and Home Assistant show it."),
             check("Also if it is not higher than what is there", "replace",
                   checked=bool(call.given("replace"))),
-            button("Publish", "main", name="do", value="publish"),
             button(f"Make the project {unknown}", name="do", value="make") if unknown else None,
+            button("Publish", "main", name="do", value="publish"),
             discard,
         )  # fmt: skip
 
@@ -204,13 +208,19 @@ def inside(about: Description) -> list[tuple[object, object]]:
     """What an image is and says of itself, as far as it does."""
     least, most = (f"{each / 100:.1f}" * bool(each) for each in
                    (about.min_revision, about.max_revision))  # fmt: skip
-    flash = " ".join(filter(None, (size_of(about.flash_size) * bool(about.flash_size),
-                                   about.flash_mode.upper())))  # fmt: skip
+    megabytes, kilobytes = about.flash_size >> 20, about.flash_size >> 10
+    room = f"{megabytes} MB" if megabytes else f"{kilobytes} KB"
+    flash = f"{room} {about.flash_mode.upper()}".strip() if about.flash_size else ""
     rows: tuple[tuple[object, object], ...] = (
         ("Kind", about.kind + ", packed by gzip" * about.packed),
         ("Chip", about.chip if about.chip != UNKNOWN_CHIP else ""),
         ("Revision", f"{least or 'any'} to {most}" if most else least and f"from {least}"),
-        ("Size", f"{size_of(about.size)} ({about.size:,} bytes)"),
+        (
+            "Size",
+            f"{size_of(about.size)} ({about.size:,} bytes)"
+            if about.size >= 10_000
+            else size_of(about.size),
+        ),
         ("Built with", about.idf and f"ESP-IDF {about.idf}"),
         ("Built", about.built),
         ("Flash", flash),
