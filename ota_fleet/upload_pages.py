@@ -118,6 +118,7 @@ class UploadPages:
         if about.whole:
             return form(UPLOAD, call.actor.csrf, which, discard)
         unknown = self._unknown(call.given("project") or about.project or about.named_project)
+        stuck = bool(unknown and about.project)  # no other project would do
         names = [("", "choose one"), *((each, each) for each in stock.projects())]
         version = field(
             "Version", "version", call.given("version", look.version),
@@ -133,8 +134,9 @@ class UploadPages:
                  hint="What is new. ESPHome and Home Assistant show it."),
             check("Also if it is not higher than what is there", "replace",
                   checked=bool(call.given("replace"))),
-            button(f"Make the project {unknown}", name="do", value="make") if unknown else None,
-            button("Publish", "main", name="do", value="publish"),
+            None if stuck else button("Publish", "main", name="do", value="publish"),
+            button(f"Make the project {unknown}", "main" * stuck, name="do", value="make")
+            if unknown else None,
             discard,
         )  # fmt: skip
 
@@ -167,8 +169,9 @@ class UploadPages:
         if not chosen:
             raise Refused(422, "choose a file first")
         body, uploads = call.request.body, self.operations.uploads
-        assert isinstance(body, FileIO)
-        looks = [uploads.look_into(body, each, call.actor.name) for each in chosen]
+        assert body is not None
+        with FileIO(body.fileno(), closefd=False) as file:
+            looks = [uploads.look_into(file, each, call.actor.name) for each in chosen]
         return See(url(UPLOAD, draft=looks[-1].draft.id), "Nothing is published yet: look at it.")
 
     def _make(self, call: Call, draft: int) -> See:
