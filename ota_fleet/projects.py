@@ -66,22 +66,20 @@ def needing(stock: Stock, ledger: Ledger, project: str, version: Version) -> lis
         if each.release.version == version:
             facts = each.release.facts
             digests |= {facts.md5, facts.sha256, *facts.running}
-    meant = {"": False}  # texts that devices say, and whether they mean it
-
-    def is_meant(text: str) -> bool:
-        if text not in meant:
-            try:
-                meant[text] = Version.parse(text) == version
-            except ValueError:  # what a device says need not be one
-                meant[text] = False
-        return meant[text]
-
     needs = (
-        Need(device, is_meant(runs) or image in digests, is_meant(pin))
+        Need(device, _means(runs, version) or image in digests, _means(pin, version))
         for name in (found.name, *found.aliases)
         for device, runs, image, pin in ledger.registry.rows(_RUNNING, name)
     )
     return sorted(each for each in needs if each.runs or each.pinned)
+
+
+def _means(text: str, version: Version) -> bool:
+    """Whether a device that says this says that version."""
+    try:
+        return Version.parse(text) == version
+    except ValueError:  # what a device says need not be one
+        return False
 
 
 def rename(stock: Stock, ledger: Ledger, old: str, new: str, who: str, at: int) -> None:
