@@ -673,7 +673,7 @@ class DirectoryCatalog:
         if 0 < self._max_open <= len(self._open):
             raise Refused(503, f"{self._max_open} downloads are on their way: ask again later")
         try:
-            file = FileIO(release.path, opener=_open_file)
+            file = FileIO(release.name, opener=lambda _, flags: _open_file(release.path, flags))
         except OSError as err:
             raise Refused(503, f"{release.name} {_reason(err)}") from err
         if self._max_open:
@@ -1031,6 +1031,12 @@ def fit_unasked(_report: Report, release: Release) -> Objection | None:
 SAFETY: tuple[Rule, ...] = (same_image, right_chip, right_kind, right_flash_mode, enough_room)
 STATELESS: tuple[Rule, ...] = (only_newer, *SAFETY, fit_unasked)
 UNASKED = (only_newer, fit_unasked)
+
+
+def is_for(rules: Iterable[Rule], report: Report, release: Release) -> bool:
+    """Whether no rule says that a release is for others, or for nobody."""
+    said = filter(None, (rule(report, release) for rule in rules))
+    return not any(each.foreign or each.code == "withdrawn" for each in said)
 
 
 def choose(report: Report, releases: Iterable[Release], rules: Sequence[Rule]) -> Outcome:
@@ -1435,6 +1441,10 @@ class Site:
                 return route
         raise Refused(404, "nothing is here")
 
+    def by_name(self) -> tuple[Rule, ...]:
+        """The rules that hold for who asks for a file by its name."""
+        return tuple(rule for rule in self.rules if rule not in self.unasked)
+
 
 Ask = Callable[[Site, Report, Sequence[Release], Sequence[Rule]], Outcome]
 # Cache-Control: an image is chosen by who asks, so no cache may hand it to the next one.
@@ -1487,7 +1497,7 @@ def log_decision(event: Event) -> None:
     level = logging.INFO if isinstance(outcome, Release) or outcome.final else logging.WARNING
     if log.isEnabledFor(level):
         verdict = f"-> {outcome.version}" if isinstance(outcome, Release) else f"stays, {outcome}"
-        who = (report.device or "-", report.address, printable(report.project))
+        who = (report.device or "-", report.address, printable(report.project) or "-")
         log.log(level, "%s %s %s %s %s", *who, report.version or "-", verdict)
 
 
@@ -1750,8 +1760,7 @@ def _picked(site: Site, request: Request, ask: Ask) -> tuple[Report, Outcome, st
         return report, ask(site, report, among, site.rules), NEWEST
     if report.chip is None:  # a browser, of which the log need not tell
         ask = judge
-    rules = tuple(rule for rule in site.rules if rule not in site.unasked)
-    return report, ask(site, report, among, rules), NAMED
+    return report, ask(site, report, among, site.by_name()), NAMED
 
 
 def download(site: Site, request: Request) -> Reply:
@@ -1832,10 +1841,11 @@ def base_url(request: Request) -> str:
 def versions(site: Site, request: Request) -> Reply:
     """/<anything>/<project>/versions: which there are, newest first (S0's contract)."""
     report = Report(read_path(site.catalog, request).project, request.peer)
-    offered = (r for r in site.catalog.releases(report.project) if not fit_unasked(report, r))
-    texts = list(dict.fromkeys(str(r.version) for r in offered if r.kind not in FILESYSTEMS))
-    found = {"count": len(texts), "latest": next(iter(texts), None), "versions": texts}
-    return json_reply(found, *_cors(site))
+    found = [r for r in site.catalog.releases(report.project) if r.kind not in FILESYSTEMS]
+    offered = (r for r in found if is_for(site.rules, report._replace(kind=r.kind), r))
+    texts = list(dict.fromkeys(str(r.version) for r in offered))
+    listed = {"count": len(texts), "latest": next(iter(texts), None), "versions": texts}
+    return json_reply(listed, *_cors(site))
 
 
 def esp32fota(site: Site, request: Request) -> Reply:
@@ -1911,7 +1921,7 @@ def autoconnect(site: Site, request: Request) -> Reply:
     entries = []
     for project in site.catalog.projects():
         for release in _known(site.catalog, project):
-            if release.kind == "sketch" and right_chip(report, release) is None:
+            if is_for(site.by_name(), report, release):
                 path = f"{project}/{release.name}"
                 date, clock = time.strftime("%x %X", time.gmtime(release.modified)).split()
                 entry = {
@@ -1962,7 +1972,9 @@ def _project(site: Site, request: Request, project: str) -> str:
         releases = site.catalog.releases(project)
     except Refused as refused:
         return f"{title}<p>{html.escape(refused.reason)}"
-    rows = "".join(_row(link(site, request, each), each) for each in releases)
+    rules, anybody = site.by_name(), Report(project, request.peer)
+    known = (each for each in releases if is_for(rules, anybody._replace(kind=each.kind), each))
+    rows = "".join(_row(link(site, request, each), each) for each in known)
     library = "ESPhttpUpdate" if releases[0].facts.chip == "esp8266" else "httpUpdate"
     url = html.escape(f"{base_url(request)}/{quote(project, errors='surrogateescape')}")
     return (
@@ -2945,19 +2957,26 @@ def read_config(argv: Sequence[str], environ: Mapping[str, str], files: int = 10
     options["sign_key"] = options.pop("sign_key_file")
     options["listing"] = options["listing"] == "ON"
     options["cors"] = "" if options["cors"] == "off" else options["cors"]
-    if options["port"] > 65535:
-        parser.error(f"--port: {options['port']} is no port, 65535 is the last one")
-    least = min(options["max_connections"], options["max_image"])
-    if least < 1 or (options["key"] and not options["cert"]):
-        parser.error("--max-connections and --max-image are 1 at least, --key goes with --cert")
-    if not options["state"] and (options["admit"] != "OPEN" or options["backup"]):
-        parser.error("--admit whitelist and --backup need --state")
-    if options["rate"] and (sys.platform != "linux" or options["host"].startswith("unix:")):
-        parser.error("--rate needs Linux and TCP")
+    _check_options(parser, options)
     given = {name: value for name, value in options.items() if value is not None}
     given |= {f"us_{name.lower()}": environ.get(f"US_AUTH_{name}", "") for name in S4}
     given |= {name.lower(): environ.get(name, "") for name in ADMIN}
     return Config(**given, **_from_systemd(environ))
+
+
+def _check_options(parser: Parser, options: Mapping[str, Any]) -> None:
+    """SystemExit(2): they do not go together."""
+    if options["port"] > 65535:
+        parser.error(f"--port: {options['port']} is no port, 65535 is the last one")
+    for name in ("max_connections", "max_image", "max_devices"):
+        if options[name] < 1:
+            parser.error(f"--{name.replace('_', '-')} is 1 at least")
+    if options["key"] and not options["cert"]:
+        parser.error("--key goes with --cert")
+    if not options["state"] and (options["admit"] != "OPEN" or options["backup"]):
+        parser.error("--admit whitelist and --backup need --state")
+    if options["rate"] and (sys.platform != "linux" or options["host"].startswith("unix:")):
+        parser.error("--rate needs Linux and TCP")
 
 
 def _from_systemd(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -3035,7 +3054,7 @@ def still_alive(address: str, _period: float) -> None:
     notify(address, "WATCHDOG=1")
 
 
-def _url(config: Config, address: Any) -> str:
+def own_url(config: Config, address: Any) -> str:
     """What to type on another machine; asks the routing table, sends nothing."""
     if not isinstance(address, tuple):
         return "unix:" + printable(os.fsdecode(address))
@@ -3062,7 +3081,8 @@ def _start(config: Config, flush: Callable[[], None]) -> tuple[Server, Directory
         tried = f"--dir {config.dir} {_UNREADABLE}"
         any_file, max_open = bool(config.www_dir), config.max_downloads
         catalog = DirectoryCatalog(config.dir, any_file=any_file, max_open=max_open)
-        tried = f"--token-file {config.token_file or '-'} --state {config.state or '-'}"
+        given = {"token-file": config.token_file, "state": config.state}
+        tried = " ".join(f"--{name} {value}" for name, value in given.items() if value)
         site = build_site(config, catalog)
         tried = f"--host {config.host or '(all)'} --port {config.port}"
         if config.inherited:
@@ -3084,7 +3104,7 @@ def _greeting(server: Server) -> str:
     config = server.site.config
     newest = [f"{printable(name)} {v}" for name, v in server.site.catalog.newest().items()]
     found = ", ".join(newest[:8]) + (f" and {len(newest) - 8} more" if len(newest) > 8 else "")
-    where = f"{_url(config, server.server_address)} serves {printable(config.dir)}"
+    where = f"{own_url(config, server.server_address)} serves {printable(config.dir)}"
     return f"{where}: {found or 'no firmware yet'}\n"
 
 

@@ -62,7 +62,7 @@ def extend(site: Site) -> Site:
     history = History(registry)
     site = replace(
         with_stock(site, stock, registry),
-        listeners=(*site.listeners, functools.partial(remember, registry, history)),
+        listeners=(*site.listeners, functools.partial(remember, registry, history, stock.resolve)),
         closers=(*site.closers, stock.close, registry.close, store.close),
     )
     ledger = Ledger(registry)
@@ -173,12 +173,19 @@ def is_admitted(
 
 
 def remember(
-    registry: Registry, history: History, event: Event, now: Callable[[], float] = time.time
+    registry: Registry,
+    history: History,
+    resolve: Callable[[str], str],
+    event: Event,
+    now: Callable[[], float] = time.time,
 ) -> None:
-    """The listener that notes who was here, when, and what was decided."""
-    report, outcome = event
-    at = int(now())
-    history.note(event, at)
+    """The listener that notes who was here, when, and what was decided.
+
+    `resolve` gives the name of a project that was asked for by an alias.
+    """
+    report = event.report._replace(project=resolve(event.report.project))
+    outcome, at = event.outcome, int(now())
+    history.note(Event(report, outcome), at)
     if report.device is None:
         return
     registry.seen(

@@ -79,6 +79,7 @@ class Store:
         self._folder = folder
         self._registry = registry
         os.makedirs(folder, mode=0o700, exist_ok=True)
+        _sync(os.path.dirname(os.path.abspath(folder)))
         self._claim: int | None = None
         if sys.platform == "win32":
             self._sweep()
@@ -116,6 +117,7 @@ class Store:
             with self._registry.writing() as connection:
                 if not os.path.exists(self.path(kept.sha256)):  # somebody just dropped them
                     self._name(body, kept)
+                    _sync(self._folder)
                 yield kept, connection
         except BaseException:
             with suppress(OSError, sqlite3.Error):  # else they are swept at the next start
@@ -135,6 +137,7 @@ class Store:
         kept = Kept(sha256.hexdigest(), md5.hexdigest(), size)
         if not self._holds(kept):
             self._name(body, kept)
+        _sync(self._folder)
         return kept
 
     def drop(self, *digests: str) -> None:
@@ -224,11 +227,6 @@ class Store:
         target = self.path(kept.sha256)
         if not _linked(body, target):
             self._copy(body, target)
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def _copy(self, body: BinaryIO, target: str) -> None:
         """The same where a file without a name cannot get one, or a damaged one has it."""
@@ -263,6 +261,17 @@ class Store:
             if name not in needed and _OURS.fullmatch(name):
                 log.warning("%s is removed: nothing needs it", printable(self.path(name)))
                 os.unlink(self.path(name))
+
+
+def _sync(folder: str) -> None:
+    """Lets the names in a folder outlive a power cut."""
+    if sys.platform == "win32":  # opens no folders
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _facts(file: FileIO, digest: str, kind: str) -> Facts | str:

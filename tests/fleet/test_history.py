@@ -70,7 +70,7 @@ def decided(
 def told(registry: Registry, history: History, *events: Event, at: int = NOW) -> None:
     """Notes events, a second between them, as the server does, and waits until they are written."""
     for second, event in enumerate(events, at):
-        remember(registry, history, event, functools.partial(float, second))
+        remember(registry, history, str, event, functools.partial(float, second))
     registry.flush()
 
 
@@ -451,7 +451,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
             event = decided(
                 device=mac(number), version=f"1.{number % 9}.0", project=f"p{number % 20}"
             )
-            remember(registry, history, event, functools.partial(float, NOW + number))
+            remember(registry, history, str, event, functools.partial(float, NOW + number))
         registry.flush()
         told(registry, history, *[decided("2.0.0", mac(7), project="p7")] * 40, at=NOW + 10_000)
         with registry.writing() as connection:
