@@ -23,7 +23,9 @@ from ota_fleet.ledger import Ledger
 from ota_fleet.operations import Operations
 from ota_fleet.pages import Pages
 from ota_fleet.people_pages import PeoplePages
+from ota_fleet.project_pages import ProjectPages
 from ota_fleet.registry import Registry, Sighting, normal_id
+from ota_fleet.release_pages import ReleasePages
 from ota_fleet.rules import (
     fit_unless_pinned,
     fits_partition,
@@ -35,6 +37,7 @@ from ota_fleet.rules import (
 from ota_fleet.stock import Stock
 from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
+from ota_fleet.upload_pages import UploadPages
 from ota_server import (
     Access,
     Event,
@@ -88,6 +91,9 @@ def extend(site: Site) -> Site:
     )
     table = (
         *HomePages(history, stock).table(),
+        *ProjectPages(operations, history).table(),
+        *ReleasePages(operations).table(),
+        *UploadPages(operations).table(),
         *PeoplePages(accounts).table(),
     )
     return with_pages(with_api(site, api), Pages(table, accounts, drop="/admin/upload"))

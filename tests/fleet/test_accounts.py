@@ -830,8 +830,7 @@ def locked(folder: Path) -> Iterator[tuple[Site, Accounts]]:
     """A site with --token and two projects, and its accounts."""
     put(folder / "lamp-1.0.0.bin", esp8266_image("lamp", "1.0.0"))
     with remembering(folder, token="tok") as site:  # noqa: S106
-        guard = site.guards[-1]
-        assert isinstance(guard, Credentials)
+        guard = next(each for each in site.guards if isinstance(each, Credentials))
         yield site, guard.accounts
 
 

@@ -855,7 +855,7 @@ LARGE = esp8266_image("lamp", "1.3.0", payload=bytes(99_999))
         (
             esp8266_image("door", "1.0.0"),
             "door-1.0.0.bin",
-            ["there is no project door: create it first"],
+            ["there is no project door"],
         ),
         (littlefs_image(), "", ["nothing says which project", "nothing says which version"]),
         (LARGE, "lamp-1.3.0.bin", ["no device could take it"]),
