@@ -151,10 +151,15 @@ default_settings() {
 #OTA_TRUST_PROXY=127.0.0.1,::1
 #OTA_ACCEL=nginx:/_fw/
 
-# Remember the devices of the fleet in this folder; who gets images, open or whitelist; MB of an upload.
+# Remember devices and take uploads, in this folder; the first account (or by the link in the log).
 #OTA_STATE=$STATE
+#ADMIN_EMAIL=you@example.org
+#ADMIN_PASSWORD=choose-a-long-one
+# Who gets images, open or whitelist; MB of an upload; uploads of a project to keep, 0 is all; devices to know.
 #OTA_ADMIT=open
 #OTA_MAX_IMAGE=16
+#OTA_KEEP=0
+#OTA_MAX_DEVICES=10000
 END
 }
 

@@ -2990,14 +2990,14 @@ def sign(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-def by_fleet(name: str, argv: Sequence[str]) -> int:
+def by_fleet(name: str, argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Runs a command of the fleet. SystemExit(2): ota_fleet/ is not beside this file."""
     look_beside()
     try:
         from ota_fleet import COMMANDS  # noqa: PLC0415 - one of the two doors to the fleet
     except ImportError:
         _fail(NO_FLEET.format(name))
-    return COMMANDS[name](argv)
+    return COMMANDS[name](argv, environ)
 
 
 def open_files() -> int:
@@ -3092,7 +3092,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command, or serves until SIGTERM or Ctrl-C; gives back the exit status."""
     argv, environ = sys.argv[1:] if argv is None else argv, os.environ
     if argv and argv[0] in {"check", "publish"}:
-        return by_fleet(argv[0], argv[1:])
+        return by_fleet(argv[0], argv[1:], environ)
     return sign(argv[1:], environ) if argv and argv[0] == "sign" else serve(argv, environ)
 
 
@@ -3119,7 +3119,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         signal.signal(getattr(signal, name), signals[name])
     config = read_config(argv, environ, open_files())
     if config.backup:
-        return by_fleet("--backup", (config.state, config.backup))
+        return by_fleet("--backup", (config.state, config.backup), environ)
     lines = LogLines(sys.stderr, journal=config.journal)
     logging.basicConfig(level=config.log, handlers=[lines])
     logging.logProcesses = logging.logThreads = logging.logMultiprocessing = False  # not shown

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ota_fleet import doctor, pages, publish, schema
@@ -30,7 +30,7 @@ from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
 from ota_server import Access, Event, Release, Request, Rule, Site, only_newer, same_image
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+COMMANDS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
     "check": doctor.main,
     "publish": publish.main,
     "--backup": schema.backup,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TextIO
 
@@ -90,7 +90,7 @@ def check(options: Options, now: float) -> Iterator[Finding]:
             yield finding
 
 
-def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
+def main(argv: Sequence[str], _environ: Mapping[str, str], out: TextIO = sys.stdout) -> int:
     """Checks what `argv` names; 0: well, 1: something is wrong, 2: wrong usage."""
     try:
         options = read_options(argv)

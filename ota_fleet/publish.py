@@ -501,7 +501,7 @@ def _line(options: Options, release: Mapping[str, Any], *, new: bool) -> str:
 
 def main(
     argv: Sequence[str],
-    environ: Mapping[str, str] = os.environ,  # the core hands a command its arguments only
+    environ: Mapping[str, str],
     wait: Callable[[float], object] = time.sleep,
 ) -> int:
     """Publishes what `argv` names; gives back the status that --help explains."""

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Connection
@@ -394,7 +394,7 @@ def save(connection: Connection, path: Path, file: Path) -> None:
             _sweep(part)
 
 
-def backup(argv: Sequence[str]) -> int:
+def backup(argv: Sequence[str], _environ: Mapping[str, str]) -> int:
     """The command --backup: folder of the state, and the file to make; gives back the status."""
     state, file = map(Path, argv)
     path = state / "fleet.db"

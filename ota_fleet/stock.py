@@ -292,10 +292,11 @@ class Stock:
 
     # -- Releases ----------------------------------------------------------------------------------
 
-    def add(self, body: BinaryIO, row: StoredRelease) -> Stocked:
+    def add(self, body: BinaryIO, row: StoredRelease, also: Callable[[], object]) -> Stocked:
         """Keeps an image and its row, in the place of one with the same version, kind and chip.
 
         Devices are offered it when this returns. The row's digests and size are those of the body.
+        What `also` writes belongs to the same transaction.
 
         Raises:
             Refused: 409, another server just wrote such a row.
@@ -315,6 +316,7 @@ class Stock:
             except sqlite3.IntegrityError as err:
                 reason = f"another upload of {row.project} {row.version} was faster: look at it"
                 raise Refused(409, reason) from err
+            also()
         self._check(row)
         if dropped := [each.sha256 for each in twins if each.sha256 != row.sha256]:
             self._store.drop(*dropped)
@@ -507,9 +509,9 @@ class Stock:
         if (other := self.resolve(project.name)) != project.name:
             raise Refused(409, f"{project.name} is an alias of {shown(other)}")
         for alias in project.aliases:
-            found = self.project(alias)
-            if found and (found.name == alias or found.name != project.name):
-                raise Refused(409, f"{alias} is the project {shown(found.name)} already")
+            found = self.project(alias) or Project("")
+            if alias in {project.name, found.name} or found.name not in {"", project.name}:
+                raise Refused(409, f"{alias} is the project {shown(found.name or alias)} already")
 
     def drop_project(self, name: str) -> bool:
         """Deletes a project with its aliases; False: there was none to delete.

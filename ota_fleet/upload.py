@@ -152,9 +152,9 @@ class Uploads:
             if not upload.replace:
                 self._check_order(about, project, version)
             row = self._row(about, project, version, upload, who)
-            stocked = self._stock.add(body, row)
-        what = f"{project} {version} {row.name} {row.sha256}"
-        self._ledger.audit(who, "upload", what, row.uploaded)
+            what = f"{project} {version} {row.name} {row.sha256}"
+            told = functools.partial(self._ledger.audit, who, "upload", what, row.uploaded)
+            stocked = self._stock.add(body, row, told)
         log.info("%s published %s %s: %s", printable(who), project, version, row.sha256)
         if self._config.keep:
             self._stock.prune(project, self._config.keep)

@@ -130,14 +130,14 @@ def test_default_settings_file_offers_what_the_server_knows(tmp_path: Path) -> N
     """Every setting of the server that makes sense in a file is there, and no other."""
     install(tmp_path)
     offered = options_in((tmp_path / SETTINGS).read_text())
-    assert offered == options_in_help() - {"--help", "--version"} - COMPATIBILITY
+    assert offered == options_in_help() - {"--help", "--version", "--backup"} - COMPATIBILITY
 
 
 def test_default_settings_file_changes_nothing(tmp_path: Path) -> None:
     """All settings are commented out, and none has a comment behind it: systemd would keep that."""
     install(tmp_path)
     for line in (tmp_path / SETTINGS).read_text().splitlines():
-        assert line == "" or line.startswith("# ") or re.fullmatch(r"#OTA_[A-Z_]+=\S+", line)
+        assert line == "" or line.startswith("# ") or re.fullmatch(r"#(OTA|ADMIN)_[A-Z_]+=\S+", line)
 
 
 def options_in_help() -> set[str]:

@@ -275,7 +275,7 @@ def test_no_sentence_holds_the_query_or_the_token() -> None:
     with scripted(Healthy(status="302 Found", more=("Location: http://x/?token=s3cret",))) as port:
         url = f"http://127.0.0.1:{port}/blinds?token=s3cret"
         out = io.StringIO()
-        assert main(["--token", "s3cret", url], out) == 1
+        assert main(["--token", "s3cret", url], {}, out) == 1
     assert "redirect" in out.getvalue()
     assert "s3cret" not in out.getvalue()
 
@@ -352,13 +352,13 @@ def test_wrong_usage_ends_with_2_and_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = io.StringIO()
-    assert main(arguments, out) == 2
+    assert main(arguments, {}, out) == 2
     assert out.getvalue() == ""
     assert re.fullmatch("ota-server: .+\n", capsys.readouterr().err)
 
 
 def test_help_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
+    assert main(["--help"], {}) == 0
     assert "--cacert" in capsys.readouterr().out
 
 

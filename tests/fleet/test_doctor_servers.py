@@ -27,7 +27,7 @@ def test_our_server_is_well(folder: Path, certificate: Path) -> None:
         with running(site_of(folder), **options) as server:
             out = io.StringIO()
             url = f"{scheme}://127.0.0.1:{server.server_port}/firmware"
-            assert main(["--cacert", str(certificate), url], out) == 0
+            assert main(["--cacert", str(certificate), url], {}, out) == 0
         *lines, last = out.getvalue().splitlines()
         assert {line.split()[0] for line in lines} == {"ok"}
         assert last == f"ok: {len(lines)}, warn: 0, FAIL: 0"

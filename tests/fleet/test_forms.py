@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.message import EmailMessage
 from email.policy import HTTP
 from io import FileIO
@@ -270,20 +270,16 @@ def test_damaged_form_is_read_or_refused_and_nothing_else(
 ) -> None:
     body = bytearray(form(FIELD, NAMED + b"\xe9\0\xff"))
     body[start:end] = junk
-    try:
+    with suppress(Refused):
         for name, _, data in read(bytes(body)):
             assert (type(name), type(data)) == (str, bytes)
-    except Refused as refused:
-        assert refused.status == 400
 
 
 @given(st.text(max_size=80))
 @settings(max_examples=200, deadline=None)
 def test_any_header_field_is_read_or_refused(text: str) -> None:
-    try:
-        parameters(text)
-    except Refused as refused:
-        assert refused.status == 400
+    with suppress(Refused):
+        assert "" not in parameters(text)
 
 
 @given(st.text(st.characters(codec="latin-1", exclude_characters="\r\n\0\\"), max_size=30))

@@ -415,8 +415,9 @@ def keys(folder: Path) -> Iterator[tuple[Site, dict[str, str]]]:
 
 ALL = frozenset(("list", "device", "file", "upload", "plan", "cancel"))
 ITS = frozenset(("device", "file"))
+NONE = frozenset[str]()
 OPENED = {
-    "viewer": frozenset[str](), "publisher": ALL, "publisher-of-one": frozenset[str](), "admin": ALL,
+    "viewer": NONE, "publisher": ALL, "publisher-of-one": NONE, "admin": ALL,
     "any-device": ITS, "its": ITS, "its-and-project": ITS, "project": ITS,
     "others": frozenset(("file",)), "other-project": frozenset(("file",)),
 }  # fmt: skip
