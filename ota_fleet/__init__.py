@@ -24,7 +24,13 @@ from ota_fleet.operations import Operations
 from ota_fleet.pages import Pages
 from ota_fleet.people_pages import PeoplePages
 from ota_fleet.registry import Registry, Sighting, normal_id
-from ota_fleet.rules import not_again, not_whitelisted, towards_target, withdrawn
+from ota_fleet.rules import (
+    fits_partition,
+    not_again,
+    not_whitelisted,
+    towards_target,
+    withdrawn,
+)
 from ota_fleet.stock import Stock
 from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
@@ -56,9 +62,6 @@ def extend(site: Site) -> Site:
         listeners=(*site.listeners, functools.partial(remember, registry, history)),
         closers=(*site.closers, stock.close, registry.close, store.close),
     )
-    if config.admit == "WHITELIST":
-        rule = not_whitelisted(lambda name, mac: normal_id(mac) in registry.admitted(name))
-        site = replace(site, rules=(*site.rules, rule))
     ledger = Ledger(registry)
     accounts = Accounts(ledger, secure=bool(config.cert))
     begin(accounts, site)
@@ -143,15 +146,32 @@ def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
         site,
         catalog=stock,
         guards=tuple(guards),  # they must read a path as the endpoints do
-        rules=(*(others.get(rule, rule) for rule in site.rules), withdrawn(stock.is_withdrawn)),
+        rules=(
+            *(others.get(rule, rule) for rule in site.rules),
+            withdrawn(stock.is_withdrawn),
+            fits_partition(stock.partition_size),
+            not_whitelisted(functools.partial(is_admitted, stock, registry, site.config.admit)),
+        ),
         unasked=tuple(others.get(rule, rule) for rule in site.unasked),
     )
 
 
-def remember(registry: Registry, history: History, event: Event) -> None:
+def is_admitted(
+    stock: Stock, registry: Registry, usual: str, project: str, device: str | None
+) -> bool:
+    """Whether a device may have images of a project; `usual` is --admit."""
+    if (stock.admit(project) or usual.lower()) == "open":
+        return True
+    # S3's contract: nothing for who does not say who it is
+    return device is not None and normal_id(device) in registry.admitted(project)
+
+
+def remember(
+    registry: Registry, history: History, event: Event, now: Callable[[], float] = time.time
+) -> None:
     """The listener that notes who was here, when, and what was decided."""
     report, outcome = event
-    at = int(time.time())
+    at = int(now())
     history.note(event, at)
     if report.device is None:
         return

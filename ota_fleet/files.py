@@ -3,6 +3,7 @@
     put(path, body) -> DIR/files/<sha256> -> a row: path, digests, size
     open(path) -> is there such a row? -> DIR/files/<sha256>
     keeping(body) -> DIR/files/<sha256> -> a release's row, which stock.py writes
+    put_draft(body) -> DIR/files/<sha256> -> a draft's row
 
 A path is only ever looked up among rows; what lies in the folder is called after its content. So
 the same bytes are stored once, under however many paths and as however many releases.
@@ -25,7 +26,7 @@ from sqlite3 import Connection
 from typing import BinaryIO, NamedTuple
 
 from ota_fleet.registry import Registry
-from ota_fleet.rows import StoredFile
+from ota_fleet.rows import MAX_INTEGER, Draft, StoredFile, clean
 from ota_server import FULL, Facts, Identity, Refused, identity_of, inspect, printable
 
 if sys.platform != "win32":
@@ -34,6 +35,11 @@ if sys.platform != "win32":
 PIECE = 1 << 20  # bytes that are hashed or copied at once
 
 _OURS = re.compile(r"[0-9a-f]{64}(?:(?:\.[0-9a-f]{16})?\.part)?")  # names that are given here
+
+_DRAFTS = "SELECT id, sha256, name, who, at FROM draft "
+_PUT_DRAFT = "INSERT INTO draft (sha256, name, who, at) VALUES (?, ?, ?, ?) RETURNING id"
+_DROP_DRAFT = "DELETE FROM draft WHERE id = ? RETURNING sha256"
+_DROP_DRAFTS = "DELETE FROM draft WHERE at < ? RETURNING sha256"
 
 log = logging.getLogger("ota.files")
 
@@ -138,6 +144,40 @@ class Store:
                 if not self._registry.is_named(connection, digest):
                     with suppress(FileNotFoundError):
                         os.unlink(self.path(digest))
+
+    # -- Drafts ------------------------------------------------------------------------------------
+
+    def put_draft(self, body: BinaryIO, name: str, who: str, at: int) -> Draft:
+        """Keeps an image until somebody publishes it. OSError, sqlite3.Error: it cannot be."""
+        with self.keeping(body) as (kept, connection):
+            row = kept.sha256, clean(name), clean(who), at
+            ((number,),) = connection.execute(_PUT_DRAFT, row).fetchall()
+        return Draft(number, *row)
+
+    def drafts(self) -> list[Draft]:
+        """All of them, the newest first."""
+        return [Draft(*row) for row in self._registry.rows(_DRAFTS + "ORDER BY id DESC")]
+
+    def draft(self, number: int) -> Draft | None:
+        """The one with this id; None: there is none."""
+        rows = self._registry.rows(_DRAFTS + "WHERE id = ?", min(number, MAX_INTEGER))
+        return Draft(*rows[0]) if rows else None
+
+    def drop_draft(self, number: int) -> bool:
+        """Ends one, with its bytes if nothing else needs them; False: there is none."""
+        return self._drop_drafts(_DROP_DRAFT, min(number, MAX_INTEGER))
+
+    def drop_drafts(self, before: int) -> None:
+        """Ends all that came before a time, UTC seconds."""
+        self._drop_drafts(_DROP_DRAFTS, before)
+
+    def _drop_drafts(self, statement: str, value: int) -> bool:
+        with self._registry.writing() as connection:
+            gone = connection.execute(statement, (value,)).fetchall()
+        self.drop(*(digest for (digest,) in gone))
+        return bool(gone)
+
+    # -- Bytes -------------------------------------------------------------------------------------
 
     def open(self, path: str) -> tuple[StoredFile, FileIO] | None:
         """What is stored under this path, and the file, which the caller closes; None: nothing."""

@@ -18,7 +18,7 @@ from urllib.parse import unquote_plus
 
 from ota_fleet.accounts import ROLES, cookie_name
 from ota_fleet.registry import MAX_LABELS, MAX_PAGE
-from ota_fleet.rows import MAX_LONG, MAX_TEXT
+from ota_fleet.rows import ADMIT, MAX_LONG, MAX_PARTITION, MAX_TEXT
 from ota_server import Refused, __version__, shown
 
 BASE = "/api/v1"
@@ -356,10 +356,17 @@ ENTRY = record(
 )
 CHIPS = several(text(), "that it may be for; none: those of its earlier images", maxItems=32)
 ALIASES = several(text(), "what devices or images call it as well", maxItems=32)
+SETTINGS: Mapping[str, Schema] = {
+    "chips": CHIPS,
+    "aliases": ALIASES,
+    "partition_size": number(
+        "bytes that its devices have for a sketch; 0: not known", minimum=0, maximum=MAX_PARTITION
+    ),
+    "admit": text("who gets its images; empty: as --admit says", enum=[*ADMIT]),
+}
 PROJECT = record(
     name=text(),
-    chips=CHIPS,
-    aliases=ALIASES,
+    **SETTINGS,
     created=number("UTC seconds; 0: it is only files in the firmware folder"),
     newest=text("the newest version; empty: there is none"),
 )

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ota_fleet import openapi
@@ -258,7 +258,7 @@ class Operations:
 
     def _of_projects(self) -> tuple[Operation, ...]:
         one, admitted = "/projects/{project}", "/projects/{project}/admissions"
-        change = record(None, chips=openapi.CHIPS, aliases=openapi.ALIASES)
+        change = record(None, **openapi.SETTINGS)
         return (
             Operation(
                 "GET", "/projects", "viewer", "All projects", self.list_projects,
@@ -304,14 +304,19 @@ class Operations:
         """PUT projects/{project}."""
         name = call.path["project"]
         before = self.stock.project(name) or Project(name)
-        chips, aliases = (
-            tuple(call.body.get(each, getattr(before, each))) for each in ("chips", "aliases")
-        )
-        after = Project(name, chips, aliases, before.created or int(self.now()))
+        given: dict[str, Any] = {
+            each: tuple(value) if isinstance(value, list) else value
+            for each, value in call.body.items()
+        }
+        after = replace(before, name=name, created=before.created or int(self.now()), **given)
         with self._recording(call, "put project") as what:
             self.stock.put_project(after)
             what.append(f"{name} for {', '.join(after.chips) or 'any'}")
             what.extend(f"also {alias}" for alias in after.aliases)
+            if after.partition_size:
+                what.append(f"{after.partition_size} bytes each")
+            if after.admit:
+                what.append(f"admission {after.admit}")
         return self.project(call)
 
     def drop_project(self, call: Call) -> None:

@@ -46,7 +46,7 @@ from ota_server import Version
 __all__ = ["App", "Device", "Registry", "Search", "Sighting", "StoredFile", "normal_id"]
 
 BATCH_SECONDS = 1.0  # between two batches: what a dying machine forgets
-MAX_BATCH = 5_000  # check-ins of one transaction, some 50 ms: others wait that long for the lock
+MAX_BATCH = 2_000  # check-ins of one transaction, some 80 ms: others wait that long for the lock
 MAX_QUEUED = 20_000  # check-ins that wait for a locked or full disk, some 10 MB; older ones go
 MAX_DEVICES = 10_000
 MAX_LABELS = 32
@@ -127,7 +127,10 @@ ON CONFLICT (device_id) DO UPDATE SET
 _DROP_APP = "DELETE FROM device_app WHERE device_id = ?"
 _FILES = "SELECT path, sha256, md5, size FROM stored_file WHERE path = ?"
 _NAMED = """SELECT sha256 FROM stored_file WHERE sha256 = ?
-UNION ALL SELECT sha256 FROM release WHERE sha256 = ? LIMIT 1"""
+UNION ALL SELECT sha256 FROM release WHERE sha256 = ?
+UNION ALL SELECT sha256 FROM draft WHERE sha256 = ? LIMIT 1"""
+_ALL_NAMED = """SELECT sha256 FROM stored_file UNION SELECT sha256 FROM release
+UNION SELECT sha256 FROM draft"""
 _PUT = """INSERT INTO stored_file (path, sha256, md5, size) VALUES (?, ?, ?, ?)
 ON CONFLICT (path) DO UPDATE SET
     sha256 = excluded.sha256, md5 = excluded.md5, size = excluded.size"""
@@ -430,12 +433,11 @@ class Registry:
 
     def is_named(self, connection: Connection, digest: str) -> bool:
         """Whether a row names these bytes, as part of a transaction."""
-        return connection.execute(_NAMED, (digest, digest)).fetchone() is not None
+        return connection.execute(_NAMED, (digest,) * 3).fetchone() is not None
 
     def file_digests(self) -> frozenset[str]:
         """The SHA-256 of all bytes that a row names."""
-        rows = self.rows("SELECT sha256 FROM stored_file UNION SELECT sha256 FROM release")
-        return frozenset(digest for (digest,) in rows)
+        return frozenset(digest for (digest,) in self.rows(_ALL_NAMED))
 
     def write(self, statement: str, *values: str | int | None) -> int:
         """One statement that is on the disk when this returns; gives back how many rows changed."""

@@ -182,6 +182,8 @@ class Entry:
 
 
 MAX_ALIASES = 32
+MAX_PARTITION = 1 << 30  # bytes
+ADMIT = ("", "open", "whitelist")
 CHIPS = ("esp8266", *ESP32_CHIPS.values())
 Rows = Sequence[Sequence[Any]]
 
@@ -244,6 +246,19 @@ class Project:
     aliases: tuple[str, ...] = ()  # what devices or images call it as well; sorted
     created: int = 0  # UTC seconds
     made: bool = True  # False: it is there because of files in the folder only
+    partition_size: int = 0  # bytes that its devices have for a sketch; 0: nobody knows
+    admit: str = ""  # "open" | "whitelist"; "": as --admit says
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An image that somebody looks at, to publish it."""
+
+    id: int
+    sha256: str
+    name: str  # of the file, as it came
+    who: str
+    at: int  # UTC seconds
 
 
 class Stocked(NamedTuple):
@@ -321,8 +336,15 @@ def tables_of(projects: Rows, aliases: Rows, releases: Rows, withdrawn: Rows) ->
     for each in found.values():
         each.sort(key=lambda row: (Version.parse(row.version), row.uploaded), reverse=True)
     made = {
-        name: Project(name, tuple(json.loads(chips)), tuple(names.get(name, ())), created)
-        for name, chips, created in projects
+        name: Project(
+            name,
+            tuple(json.loads(chips)),
+            tuple(names.get(name, ())),
+            created,
+            partition_size=size,
+            admit=admit,
+        )
+        for name, chips, created, size, admit in projects
     }
     reasons = {(project, digest): reason for project, digest, reason in withdrawn}
     return Tables(made, owners, found, reasons)
@@ -343,3 +365,7 @@ def check_project(project: Project) -> None:
         raise Refused(422, f"a project has at most {MAX_ALIASES} aliases")
     if unknown := [chip for chip in project.chips if chip not in CHIPS]:
         raise Refused(422, f"no chip is called {shown(unknown[0])}, but {', '.join(CHIPS)}")
+    if not 0 <= project.partition_size <= MAX_PARTITION:
+        raise Refused(422, f"a partition has 1 to {MAX_PARTITION} bytes, 0 if nobody knows")
+    if project.admit not in ADMIT:
+        raise Refused(422, f"{shown(project.admit)} is neither open nor whitelist")

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from ota_server import Objection, Release, Report, Rule, Version, only_newer, same_image, shown
 
 
-def not_whitelisted(is_admitted: Callable[[str, str], bool]) -> Rule:
-    """The rule of --admit whitelist: only devices that were admitted to a project get its images.
+def not_whitelisted(is_admitted: Callable[[str, str | None], bool]) -> Rule:
+    """The rule that devices get images of a project only if they are admitted to it.
 
     `is_admitted` is asked for project and device on the loop, so it must not wait for anything.
     """
@@ -17,14 +17,11 @@ def not_whitelisted(is_admitted: Callable[[str, str], bool]) -> Rule:
 
 
 def _not_whitelisted(
-    is_admitted: Callable[[str, str], bool], report: Report, release: Release
+    is_admitted: Callable[[str, str | None], bool], report: Report, release: Release
 ) -> Objection | None:
-    if report.device is None:  # S3's contract: nothing for who does not say who it is
-        who = "a device that does not say its MAC"
-    elif is_admitted(release.project, report.device):
+    if is_admitted(release.project, report.device):
         return None
-    else:
-        who = report.device
+    who = report.device or "a device that does not say its MAC"
     reason = f"{who} is not admitted to {shown(release.project)}"
     return Objection("not-whitelisted", reason, deny=True, final=True)
 
@@ -43,6 +40,24 @@ def _withdrawn(
     if not is_withdrawn(release):
         return None
     return Objection("withdrawn", f"{release.version} was withdrawn")
+
+
+def fits_partition(size_of: Callable[[str], int]) -> Rule:
+    """The rule that a sketch fits where the devices of its project keep one.
+
+    `size_of` gives the bytes of that for a project, 0 if nobody knows, on the loop.
+    """
+    return functools.partial(_fits_partition, size_of)
+
+
+def _fits_partition(
+    size_of: Callable[[str], int], _report: Report, release: Release
+) -> Objection | None:
+    room = size_of(release.project)
+    if not room or release.size <= room or release.kind != "sketch":
+        return None
+    reason = f"{release.version} has {release.size} bytes, the partition for it {room}"
+    return Objection("too-big", reason)
 
 
 def towards_target(pin_of: Callable[[str], str]) -> Rule:

@@ -204,7 +204,7 @@ CREATE TABLE draft (                        -- bytes that somebody looks at, to 
     at     BIGINT NOT NULL
 );
 CREATE INDEX draft_by_content ON draft (sha256);
-ALTER TABLE project ADD COLUMN partition_size BIGINT;          -- bytes; NULL: nobody knows
+ALTER TABLE project ADD COLUMN partition_size BIGINT NOT NULL DEFAULT 0; -- bytes; 0: not known
 ALTER TABLE project ADD COLUMN admit TEXT NOT NULL DEFAULT ''; -- open, whitelist; "": as --admit
 ALTER TABLE device ADD COLUMN offered TEXT NOT NULL DEFAULT '';  -- what it was given last
 ALTER TABLE device ADD COLUMN offers BIGINT NOT NULL DEFAULT 0;  -- how often, and runs it not

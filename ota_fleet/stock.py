@@ -52,7 +52,7 @@ LOOK_SECONDS = 60.0  # between two looks at what is stored, unless there is a re
 AGAIN_SECONDS = 1.0  # the same while something cannot be read
 
 _ALL = (
-    "SELECT name, chips, created FROM project",
+    "SELECT name, chips, created, partition_size, admit FROM project",
     "SELECT name, project FROM alias ORDER BY name",
     """SELECT project, version, kind, chip, packed, name, sha256, md5, size, notes, uploaded, who
     FROM release""",
@@ -66,8 +66,9 @@ _WITHDRAW = """INSERT INTO withdrawal (project, sha256, at, who, reason) VALUES 
 ON CONFLICT (project, sha256) DO UPDATE SET
     at = excluded.at, who = excluded.who, reason = excluded.reason"""
 _RESTORE = "DELETE FROM withdrawal WHERE project = ? AND sha256 = ?"
-_PUT = """INSERT INTO project (name, chips, created) VALUES (?, ?, ?)
-ON CONFLICT (name) DO UPDATE SET chips = excluded.chips"""
+_PUT = """INSERT INTO project (name, chips, created, partition_size, admit) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (name) DO UPDATE SET chips = excluded.chips,
+    partition_size = excluded.partition_size, admit = excluded.admit"""
 _UNNAME = "DELETE FROM alias WHERE project = ?"
 _RUNNING = "SELECT DISTINCT version, image, pin FROM device WHERE project = ?"
 
@@ -135,6 +136,11 @@ class Stock:
         self._wake.set()
         self._thread.join()
 
+    @property
+    def store(self) -> Store:
+        """Where the bytes are."""
+        return self._store
+
     # -- What the loop asks ------------------------------------------------------------------------
 
     def newest(self) -> Mapping[str, Version]:
@@ -178,6 +184,16 @@ class Stock:
     def is_withdrawn(self, release: Release) -> bool:
         """Whether somebody took it back."""
         return (release.project, release.facts.sha256) in self._tables.withdrawn
+
+    def partition_size(self, project: str) -> int:
+        """Bytes that the devices of a project, by its own name, have for a sketch; 0: not known."""
+        found = self._tables.projects.get(project)
+        return found.partition_size if found else 0
+
+    def admit(self, project: str) -> str:
+        """Who gets images of a project, by its own name: see Project."""
+        found = self._tables.projects.get(project)
+        return found.admit if found else ""
 
     def _refusal(self, project: str, pile: _Pile, refused: Refused) -> Refused:
         """Why there is nothing to offer, where the folder has nothing either."""
@@ -323,7 +339,7 @@ class Stock:
         return self._stocked(row)
 
     def images(self, project: str) -> Iterator[Stocked]:
-        """All releases of a project, also those that are not offered; in no order."""
+        """All releases of a project, also those that are not offered; in no order. Refused: 503."""
         tables, project = self._tables, self.resolve(project)
         for row in tables.releases.get(project, ()):
             yield self._stocked(row)
@@ -447,9 +463,12 @@ class Stock:
             log.info("%s %s is deleted: %s", printable(row.project), row.version, row.sha256)
 
     def _in_folder(self, project: str) -> Sequence[Release]:
+        """What the folder has of a project. Refused: 503, that is not to be known just now."""
         try:
             return self._folder.releases(project)
-        except Refused:
+        except Refused as refused:
+            if refused.status != HTTPStatus.NOT_FOUND and project in self._folder.newest():
+                raise
             return ()
 
     def _rows(self, project: str, version: Version) -> list[StoredRelease]:
@@ -488,7 +507,7 @@ class Stock:
         return Project(name, made=False) if known else None
 
     def put_project(self, project: Project) -> None:
-        """Makes a project, or changes the chips and aliases of one.
+        """Makes a project, or changes one, but for when it was made.
 
         Raises:
             Refused: 409, a name is another project's; 422, it is none, or a chip is not known.
@@ -498,7 +517,8 @@ class Stock:
         aliases = [(alias, project.name) for alias in project.aliases]
         with self._registry.writing() as connection:
             chips = json.dumps(sorted(set(project.chips)))
-            connection.execute(_PUT, (project.name, chips, project.created))
+            row = project.name, chips, project.created, project.partition_size, project.admit
+            connection.execute(_PUT, row)
             connection.execute(_UNNAME, (project.name,))
             try:
                 connection.executemany("INSERT INTO alias (name, project) VALUES (?, ?)", aliases)

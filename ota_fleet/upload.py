@@ -3,6 +3,7 @@
     body, as it is or in a form -> image.describe() -> is it whole, and what was promised?
         -> project and version, as the URL, the form, the image or its name say
         -> newer than what there is, and for the same chip? -> Stock.add() -> audit, --keep
+    look(body) -> the same questions, nothing published -> a draft -> publish_draft(), discard()
 
 The image itself is asked first of all: what it will say of itself once it runs is what the server
 will see. A wrong upload is refused with a sentence that says what to do, and leaves nothing.
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import re
 import threading
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from io import FileIO
 from typing import BinaryIO, NamedTuple, Protocol
@@ -26,7 +28,7 @@ from ota_fleet.files import PIECE, room
 from ota_fleet.forms import Part, is_form, parameters, read_form, text_of
 from ota_fleet.image import Description, describe
 from ota_fleet.ledger import Ledger
-from ota_fleet.rows import CHIPS, MAX_LONG, Stocked, StoredRelease, check_name, clean
+from ota_fleet.rows import CHIPS, MAX_LONG, Draft, Stocked, StoredRelease, check_name, clean
 from ota_fleet.stock import Stock
 from ota_server import (
     Config,
@@ -43,6 +45,7 @@ from ota_server import (
 )
 
 FORM = 64 * 1024  # bytes of a form beside its file, at most
+DRAFT_SECONDS = 86_400  # that a draft stays
 FIELDS = ("project", "version", "notes", "replace")  # of a form
 SWITCHES = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True}
 SWITCHES |= {"yes": True, "on": True}
@@ -74,6 +77,19 @@ class Upload:
     replace: bool = False  # also a version that is not higher
     promised: tuple[Promise, ...] = ()
     only: str = ""  # the one project that it may go to; "": any
+
+
+NOTHING = Upload()
+
+
+class Look(NamedTuple):
+    """What somebody sees of an image before it is published."""
+
+    draft: Draft
+    about: Description  # if `whole` is not "", it can never be published
+    project: str  # that it would go to; "": nobody knows
+    version: str  # that it would be
+    problems: tuple[str, ...]  # sentences: why it cannot be published like this
 
 
 class Publisher(Protocol):
@@ -144,11 +160,10 @@ class Uploads:
         project = self._project(about, upload)
         version = _version(about, upload)
         with self._adding:
-            for each in self._stock.images(project):
-                same = each.release.facts.sha256 == about.sha256 and not each.flaw
-                if same and each.release.version == version:
-                    return each, False
+            if twin := self._twin(about, project, version):
+                return twin, False
             self._check_chip(about, project)
+            self._check_partition(about, project)
             if not upload.replace:
                 self._check_order(about, project, version)
             row = self._row(about, project, version, upload, who)
@@ -160,13 +175,102 @@ class Uploads:
             self._stock.prune(project, self._config.keep)
         return stocked, True
 
+    # -- Drafts ------------------------------------------------------------------------------------
+
+    def look(self, body: BinaryIO, name: str, who: str) -> Look:
+        """Keeps an image for a day, and says what is inside; nothing is published.
+
+        Raises:
+            Refused: 413, it is too big; 507, the disk is full.
+        """
+        self._check_size(os.fstat(body.fileno()).st_size)
+        with room():
+            draft = self._stock.store.put_draft(body, name, who, int(self._now()))
+        return self.look_again(draft.id)
+
+    def look_again(self, draft: int, upload: Upload = NOTHING) -> Look:
+        """What is inside a draft, and what publish_draft() would say.
+
+        Raises:
+            Refused: 404, it is gone; 503, what the folder has is not to be known just now.
+        """
+        found = self._draft(draft)
+        with self._opened(found) as body:
+            about = describe(body, found.name)
+        project, version, problems = self._problems(about, _of_draft(upload, found))
+        return Look(found, about, project, version, tuple(problems))
+
+    def drafts(self) -> list[Draft]:
+        """All of the last day, the newest first; older ones end here."""
+        self._stock.store.drop_drafts(int(self._now()) - DRAFT_SECONDS)
+        return self._stock.store.drafts()
+
+    def publish_draft(self, draft: int, upload: Upload, who: str) -> tuple[Stocked, bool]:
+        """take() of a draft, which ends with it; the file's name is the draft's."""
+        found = self._draft(draft)
+        with self._opened(found) as body:
+            done = self.take(body, _of_draft(upload, found), who)
+        self._stock.store.drop_draft(draft)
+        return done
+
+    def discard(self, draft: int) -> None:
+        """Ends a draft. Refused: 404, there is none."""
+        if not self._stock.store.drop_draft(self._draft(draft).id):
+            raise _gone()
+
+    def _draft(self, draft: int) -> Draft:
+        found = {each.id: each for each in self.drafts()}
+        if draft not in found:
+            raise _gone()
+        return found[draft]
+
+    def _opened(self, draft: Draft) -> FileIO:
+        try:
+            return FileIO(self._stock.store.path(draft.sha256))
+        except FileNotFoundError as err:
+            raise _gone() from err
+
+    def _problems(self, about: Description, upload: Upload) -> tuple[str, str, list[str]]:
+        """Project and version that an image would have, "" if nobody knows, and what is wrong."""
+        found: list[str] = []
+        project, version = "", None
+        with _noted(found):
+            self._check_bytes(about, upload)
+        with _noted(found):
+            project = self._project(about, upload)
+        with _noted(found):
+            version = _version(about, upload)
+        if project and version and self._twin(about, project, version):
+            found.append(f"these very bytes are {version} of {shown(project)} already")
+        elif project:
+            with _noted(found):
+                self._check_chip(about, project)
+            with _noted(found):
+                self._check_partition(about, project)
+            with _noted(found):
+                if version and not upload.replace:
+                    self._check_order(about, project, version)
+        return project, str(version or ""), found
+
     # -- What may be published ---------------------------------------------------------------------
+
+    def _twin(self, about: Description, project: str, version: Version) -> Stocked | None:
+        """The release that these very bytes are already, whole."""
+        for each in self._stock.images(project):
+            same = each.release.facts.sha256 == about.sha256 and not each.flaw
+            if same and each.release.version == version:
+                return each
+        return None
+
+    def _check_size(self, size: int) -> None:
+        """Refused: 413, that many bytes are not taken."""
+        most = self._config.max_image << 20
+        if size > most:
+            raise Refused(413, f"the image has {size} bytes, at most {most} are taken")
 
     def _check_bytes(self, about: Description, upload: Upload) -> None:
         """Refused: 413 or 422, these bytes are never offered, or are not those that were sent."""
-        most = self._config.max_image << 20
-        if about.size > most:
-            raise Refused(413, f"the image has {about.size} bytes, at most {most} are taken")
+        self._check_size(about.size)
         for algorithm, digest, field in upload.promised:
             found = about.md5 if algorithm == "md5" else about.sha256
             if digest != found:
@@ -208,6 +312,13 @@ class Uploads:
                 f'that is meant, PUT /api/v1/projects/{project} with all of its "chips" first'
             )
             raise Refused(409, reason)
+
+    def _check_partition(self, about: Description, project: str) -> None:
+        """Refused: 409, no device of the project has room for it."""
+        most = self._stock.partition_size(project)
+        if most and about.kind == "sketch" and about.size > most:
+            reason = f"the image has {about.size} bytes, the partition of {shown(project)} {most}"
+            raise Refused(409, f"{reason}: no device could take it")
 
     def _check_order(self, about: Description, project: str, version: Version) -> None:
         """Refused: 409, no device would be given this version, or not this image of it.
@@ -277,6 +388,25 @@ class Uploads:
             upload.replace or _switch(texts.get("replace", "")),
             promised,
         )
+
+
+def _of_draft(upload: Upload, draft: Draft) -> Upload:
+    """With the name that the draft has; its bytes are to be those that came."""
+    promise = Promise("sha256", draft.sha256, "the draft")
+    return replace(upload, name=draft.name, promised=(promise,))
+
+
+def _gone() -> Refused:
+    return Refused(404, "there is no such draft any more: upload the file again")
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Makes a refusal one of the problems."""
+    try:
+        yield
+    except Refused as refused:
+        problems.append(refused.reason)
 
 
 # -- What a request says ---------------------------------------------------------------------------

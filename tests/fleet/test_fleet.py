@@ -443,7 +443,7 @@ def test_everybody_is_admitted_unless_told(shop: Path) -> None:
 
 
 def test_registry_that_fails_lets_nobody_in(strict: Site) -> None:
-    def fail(_project: str, _device: str) -> bool:
+    def fail(_project: str, _device: str | None) -> bool:
         raise RuntimeError("no registry")
 
     site = dataclasses.replace(strict, rules=(*strict.rules[:-1], not_whitelisted(fail)))

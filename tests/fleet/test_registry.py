@@ -1083,7 +1083,7 @@ def test_damaged_registry_is_refused_and_left_as_it_is(name: str, path: Path) ->
 def test_every_truncation_is_refused(path: Path) -> None:
     five_entries(path)
     with opened(path) as registry:  # the last page ends with something, too
-        registry.write("INSERT INTO withdrawal VALUES ('p', ?, ?, 'ada', 'it loops')", SHA256, NOW)
+        saw(registry, *[SIGHTING._replace(offered="2.0.0")] * 3)
     whole = path.read_bytes()
     for size in range(0, len(whole) - 1, 1777):
         path.write_bytes(whole[:size])

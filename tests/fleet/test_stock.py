@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from ota_fleet.files import Store
 from ota_fleet.image import describe
 from ota_fleet.registry import Registry, Sighting
 from ota_fleet.rows import CHIPS, Project, Stocked, StoredRelease, check_name
-from ota_fleet.rules import not_again, towards_target, withdrawn
+from ota_fleet.rules import fits_partition, not_again, towards_target, withdrawn
 from ota_fleet.stock import Stock
 from ota_server import (
     SAFETY,
@@ -209,6 +210,8 @@ def test_folder_that_is_away_does_not_take_the_uploads_with_it(bench: Bench, fol
     assert bench.offered("firmware") == ["firmware-2.0.0.bin"]
     for call in (bench.stock.projects, lambda: bench.stock.releases("bulb")):
         assert refused(call)[0] == 503
+    assert refused(lambda: bench.stock.entries("firmware"))[0] == 503
+    assert len(bench.stock.entries("lamp")) == 1
 
 
 def test_open_gives_the_bytes_that_were_checked(bench: Bench) -> None:
@@ -612,6 +615,18 @@ def test_project_is_made_changed_and_dropped(bench: Bench) -> None:
     assert not stock.drop_project("bulb")
 
 
+def test_project_says_how_large_its_partition_is_and_who_is_admitted(bench: Bench) -> None:
+    stock = bench.stock
+    stock.put_project(Project("lamp", ("esp8266",), ("bulb",), partition_size=7, admit="open"))
+    found = stock.project("bulb")
+    assert found is not None
+    assert (found.partition_size, found.admit) == (7, "open")
+    assert (stock.partition_size("lamp"), stock.admit("lamp")) == (7, "open")
+    assert (stock.partition_size("firmware"), stock.admit("firmware")) == (0, "")
+    stock.put_project(Project("lamp"))
+    assert (stock.partition_size("lamp"), stock.admit("lamp")) == (0, "")
+
+
 def test_project_of_the_folder_is_known_and_not_made(bench: Bench) -> None:
     assert bench.stock.project("firmware") == Project("firmware", made=False)
     bench.stock.put_project(Project("firmware", ("esp8266",)))
@@ -631,6 +646,9 @@ def test_project_of_the_folder_is_known_and_not_made(bench: Bench) -> None:
         (Project("bulb", (), ("lampe",)), 409, "lampe is the project 'lamp' already"),
         (Project("bulb", (), ("x", "x")), 409, "or stands there twice"),
         (Project("lampe"), 409, "lampe is an alias of 'lamp'"),
+        (Project("bulb", partition_size=-1), 422, "a partition has 1 to 1073741824 bytes"),
+        (Project("bulb", partition_size=(1 << 30) + 1), 422, "a partition has"),
+        (Project("bulb", admit="OPEN"), 422, "'OPEN' is neither open nor whitelist"),
     ],
 )
 def test_project_that_cannot_be_is_refused_and_nothing_changes(
@@ -740,6 +758,66 @@ def test_what_was_withdrawn_is_objected_to(yes: bool, wanted: tuple[str, bool]) 
     found = withdrawn(lambda _: yes)(report("1.0.0"), release("1.1.0"))
     assert code(found) == wanted
     assert found is None or (found.deny, found.foreign) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "room", "wanted"),
+    [
+        ("sketch", 1000, 0, ""),
+        ("sketch", 1000, 1000, ""),
+        ("sketch", 1001, 1000, "too-big"),
+        ("littlefs", 1001, 1000, ""),
+    ],
+)
+def test_sketch_goes_only_where_the_partition_has_room(
+    kind: str, size: int, room: int, wanted: str
+) -> None:
+    offered = dataclasses.replace(release("1.1.0"), kind=kind, identity=(0, 0, size, 0, 0))
+    found = fits_partition({"lamp": room}.__getitem__)(report("1.0.0"), offered)
+    assert code(found) == (wanted, False)
+    assert found is None or (found.deny, found.foreign) == (False, False)
+
+
+def test_device_gets_the_older_release_that_fits(folder: Path) -> None:
+    small, large = image("1.1.0"), esp8266_image("lamp", "1.2.0", payload=bytes(9999))
+    with publishing(folder) as site:
+        publish(site, "/projects/lamp/releases/1.1.0", small)
+        publish(site, "/projects/lamp/releases/1.2.0", large)
+        stock_of(site).put_project(Project("lamp", partition_size=len(small)))
+        reply = ask(site, "/lamp", "x-ESP8266-version: 1.0.0")
+        assert (reply.status, reply.body) == (200, small)
+        assert "too-big" in text_of(ask(site, "/lamp/lamp-1.2.0.bin"))
+        later = publish(site, "/projects/lamp/releases/1.3.0", image("1.3.0") + large)
+        assert later.status == 422
+        again = esp8266_image("lamp", "1.3.0", payload=bytes(9999))
+        later = publish(site, "/projects/lamp/releases/1.3.0", again)
+        assert (later.status, "no device could take it" in text_of(later)) == (409, True)
+
+
+@pytest.mark.parametrize(
+    ("usual", "admit", "known", "status"),
+    [
+        ("OPEN", "", False, 200),
+        ("OPEN", "open", False, 200),
+        ("OPEN", "whitelist", False, 403),
+        ("OPEN", "whitelist", True, 200),
+        ("WHITELIST", "", False, 403),
+        ("WHITELIST", "", True, 200),
+        ("WHITELIST", "whitelist", False, 403),
+        ("WHITELIST", "open", False, 200),
+    ],
+)
+def test_project_may_admit_otherwise_than_the_others(
+    usual: str, admit: str, known: bool, status: int, folder: Path
+) -> None:
+    who = f"x-ESP8266-STA-MAC: {MAC}"
+    with publishing(folder, admit=usual) as site:
+        stock_of(site).put_project(Project("firmware", admit=admit))
+        if known:
+            stock_of(site)._registry.admit("firmware", MAC)
+        assert ask(site, "/firmware", "x-ESP8266-version: 1.0.0", who).status == status
+        nobody = 200 if "open" in {admit, usual.lower() * (not admit)} else 403
+        assert ask(site, "/firmware", "x-ESP8266-version: 1.0.0").status == nobody
 
 
 VERSIONS = [f"1.{minor}.0" for minor in range(6)]

@@ -28,9 +28,9 @@ from hypothesis import strategies as st
 
 from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Registry
-from ota_fleet.rows import Entry, Project, Token
+from ota_fleet.rows import Draft, Entry, Project, Token
 from ota_fleet.stock import Stock
-from ota_fleet.upload import FORM, Upload, Uploads
+from ota_fleet.upload import DRAFT_SECONDS, FORM, Look, Upload, Uploads
 from ota_server import (
     Refused,
     Reply,
@@ -81,10 +81,10 @@ def stock_of(site: Site) -> Stock:
     return site.catalog
 
 
-def uploads_of(site: Site) -> Uploads:
+def uploads_of(site: Site, now: int = NOW) -> Uploads:
     """What takes uploads, on a day in 2025."""
     stock = stock_of(site)
-    return Uploads(stock, Ledger(stock._registry), site.config, lambda: NOW)
+    return Uploads(stock, Ledger(stock._registry), site.config, lambda: now)
 
 
 @contextmanager
@@ -511,7 +511,8 @@ REFUSALS = [
         (), 409, "the image is for esp32", id="other-chip-replaced"),
     pytest.param("/projects/strict/releases/1.0.0", LAMP, (), 409, "for esp8266, 'strict' for "
         "esp32, esp32c3", id="chip-that-was-not-allowed"),
-    pytest.param(f"{TO}?replace=perhaps", LAMP, (), 422, "?replace is to be one of 0, 1", id="replace"),
+    pytest.param(f"{TO}?replace=perhaps", LAMP, (), 422, "?replace is to be one of 0, 1",
+        id="replace"),
     pytest.param(TO, bytes((1 << 20) + FORM + 1), (), 413, "the body has", id="big-body"),
     pytest.param(TO, bytes((1 << 20) + 1), (), 413, "the image has 1048577 bytes, at most 1048576",
         id="big-image"),
@@ -618,6 +619,17 @@ def test_token_of_one_project_publishes_nothing_else(folder: Path) -> None:
             403, "this token is for 'firmware', not 'lamp'",
         )  # fmt: skip
         assert publish(site, "/projects/firmware/releases/2.0.0", LAMP).status == 201
+
+
+def test_nothing_is_taken_for_a_project_whose_files_are_not_checked_yet(folder: Path) -> None:
+    path = "/projects/firmware/releases/1.0.1"
+    with publishing(folder) as site:
+        away = folder.rename(folder.with_name("away"))
+        stock_of(site)._folder.scan()  # type: ignore[attr-defined]
+        assert publish(site, path, LAMP).status == 503
+        away.rename(folder)
+        stock_of(site)._folder.scan()  # type: ignore[attr-defined]
+        assert publish(site, path, LAMP).status == 409
 
 
 def test_packed_and_plain_stand_side_by_side_and_each_only_once(site: Site) -> None:
@@ -781,7 +793,162 @@ def test_token_of_a_project_opens_no_upload_of_another(folder: Path, tmp_path: P
             assert ask(site, path, bearer("two")).body == LAMP
 
 
-# -- 5. Full disks and kills ----------------------------------------------------------------------
+# -- 5. Drafts -------------------------------------------------------------------------------------
+
+
+def look(site: Site, body: bytes, name: str = "lamp-1.2.0.bin") -> Look:
+    """What is inside an image, and why it cannot be published."""
+    with unnamed_file(site.config.state) as file:
+        file.write(body)
+        file.seek(0)
+        return uploads_of(site).look(file, name, "ada")
+
+
+def test_what_is_inside_is_shown_and_nothing_is_published(site: Site) -> None:
+    found = look(site, LAMP)
+    assert (found.project, found.version, found.problems) == ("lamp", "1.2.0", ())
+    assert (found.about.chip, found.about.size) == ("esp8266", len(LAMP))
+    assert found.draft == Draft(1, digest(LAMP), "lamp-1.2.0.bin", "ada", NOW)
+    assert ask(site, "/lamp", CHECK).status == 404
+    assert (stored(site), published(site)) == ([digest(LAMP)], [])
+    assert uploads_of(site).drafts() == [found.draft]
+    assert uploads_of(site).look_again(found.draft.id) == found
+
+
+def test_draft_is_published_and_ends(site: Site) -> None:
+    draft = look(site, LAMP).draft.id
+    stocked, new = uploads_of(site).publish_draft(draft, Upload(notes="better"), "ada")
+    assert (str(stocked.release.version), stocked.release.notes, new) == ("1.2.0", "better", True)
+    assert got(site, "/lamp", CHECK) == LAMP
+    assert [entry.who for entry in published(site)] == ["ada"]
+    assert (uploads_of(site).drafts(), stored(site)) == ([], [digest(LAMP)])
+    gone = r"there is no such draft any more: upload the file again"
+    for call in (uploads_of(site).look_again, uploads_of(site).discard):
+        with pytest.raises(Refused, match=gone):
+            call(draft)
+
+
+def test_draft_that_is_refused_stays_and_can_be_published_otherwise(site: Site) -> None:
+    draft = look(site, littlefs_image(), "x.bin").draft.id
+    with pytest.raises(Refused, match="nothing says which project"):
+        uploads_of(site).publish_draft(draft, Upload(), "ada")
+    said_so = Upload(project="lamp", version="2.0.0")
+    assert uploads_of(site).look_again(draft, said_so).problems == ()
+    stocked, _ = uploads_of(site).publish_draft(draft, said_so, "ada")
+    assert stocked.release.name == "lamp-2.0.0.littlefs.bin"
+
+
+LARGE = esp8266_image("lamp", "1.3.0", payload=bytes(99_999))
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "sentences"),
+    [
+        (LAMP, "lamp-1.2.0.bin", ["these very bytes are 1.2.0 of 'lamp' already"]),
+        (esp8266_image("lamp", "1.1.0"), "lamp-1.1.0.bin", ["1.1.0 of 'lamp' is lower than 1.2.0"]),
+        (
+            esp8266_image("lamp", "1.2.0", seed=9),
+            "lamp-1.2.0.bin",
+            ["1.2.0 of 'lamp' is there already"],
+        ),
+        (esp32_image("lamp", "1.3.0"), "", ["for esp32, 'lamp' for esp8266"]),
+        (esp32_image("lamp", "1.1.0"), "", ["for esp32, 'lamp' for esp8266"]),
+        (
+            esp8266_image("door", "1.0.0"),
+            "door-1.0.0.bin",
+            ["there is no project door: create it first"],
+        ),
+        (littlefs_image(), "", ["nothing says which project", "nothing says which version"]),
+        (LARGE, "lamp-1.3.0.bin", ["no device could take it"]),
+        (b"", "x.bin", ["x.bin is empty", "which project", "which version"]),
+        (LAMP[:-9], "", ["the file is cut off", "which project", "which version"]),
+    ],
+)
+def test_all_that_is_wrong_with_a_draft_is_said_at_once(
+    body: bytes, name: str, sentences: list[str], site: Site
+) -> None:
+    assert publish(site, TO, LAMP).status == 201
+    stock_of(site).put_project(Project("lamp", partition_size=99_999))
+    problems = look(site, body, name).problems
+    for sentence, problem in zip(sentences, problems, strict=True):
+        assert sentence in problem
+
+
+def test_lower_version_is_no_problem_if_that_is_meant(site: Site) -> None:
+    publish(site, TO, LAMP)
+    draft = look(site, esp8266_image("lamp", "1.1.0"), "lamp-1.1.0.bin").draft.id
+    assert len(uploads_of(site).look_again(draft).problems) == 1
+    assert uploads_of(site).look_again(draft, Upload(replace=True)).problems == ()
+
+
+def test_discarded_draft_leaves_nothing_but_what_others_need(site: Site) -> None:
+    one, other = look(site, LAMP).draft.id, look(site, LAMP).draft.id
+    uploads_of(site).discard(one)
+    assert stored(site) == [digest(LAMP)]
+    publish(site, TO, LAMP)
+    uploads_of(site).discard(other)
+    assert got(site, "/lamp", CHECK) == LAMP
+    uploads_of(site).discard(look(site, esp32_image("lamp", "1.0.0")).draft.id)
+    assert stored(site) == [digest(LAMP)]
+
+
+def test_draft_outlives_a_restart_but_not_a_day(folder: Path) -> None:
+    with publishing(folder) as site:
+        draft = look(site, LAMP).draft
+    with publishing(folder) as site:
+        assert uploads_of(site, NOW + DRAFT_SECONDS).drafts() == [draft]
+        for late in (NOW + DRAFT_SECONDS + 1, NOW):
+            with pytest.raises(Refused, match="no such draft"):
+                uploads_of(site, late).publish_draft(draft.id, Upload(), "ada")
+        assert stored(site) == []
+
+
+def test_release_that_a_draft_became_outlives_it(site: Site) -> None:
+    publish(site, TO, LAMP)
+    draft = look(site, LAMP).draft
+    assert not uploads_of(site).publish_draft(draft.id, Upload(), "ada")[1]
+    assert stock_of(site).delete("lamp", Version.parse("1.2.0"))
+    assert stored(site) == []
+
+
+def test_release_may_go_while_its_bytes_are_a_draft(site: Site) -> None:
+    publish(site, TO, LAMP)
+    draft = look(site, LAMP).draft
+    assert stock_of(site).delete("lamp", Version.parse("1.2.0"))
+    assert uploads_of(site).publish_draft(draft.id, Upload(), "ada")[1]
+    assert got(site, "/lamp", CHECK) == LAMP
+
+
+def test_draft_that_rotted_is_not_published(site: Site) -> None:
+    draft = look(site, littlefs_image(), "").draft
+    path = Path(stock_of(site).store.path(draft.sha256))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(Refused, match="the draft promises"):
+        uploads_of(site).publish_draft(draft.id, Upload(project="lamp", version="1.0.0"), "ada")
+    path.unlink()
+    with pytest.raises(Refused, match="upload the file again"):
+        uploads_of(site).look_again(draft.id)
+
+
+def test_draft_is_not_larger_than_an_upload(folder: Path) -> None:
+    with publishing(folder, max_image=1) as site:
+        with pytest.raises(Refused, match="at most 1048576 are taken"):
+            look(site, bytes((1 << 20) + 1))
+        assert (stored(site), uploads_of(site).drafts()) == ([], [])
+
+
+def test_full_disk_takes_no_draft(folder: Path, small_disk: Path) -> None:
+    inside = Path(shutil.move(folder, small_disk / "firmware"))
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    with publishing(inside) as site, tempfile.TemporaryFile() as elsewhere:
+        elsewhere.write(bytes(2 << 20))
+        elsewhere.seek(0)
+        with pytest.raises(Refused, match="no room left"):
+            uploads_of(site).look(elsewhere, "", "ada")
+        assert (stored(site), uploads_of(site).drafts()) == ([], [])
+
+
+# -- 6. Full disks and kills ----------------------------------------------------------------------
 
 
 def test_disk_that_is_full_takes_no_release_and_still_gives_the_others(
