@@ -96,7 +96,10 @@ function reasonOf(request) {
 
 async function uploadAll(url, fields, files) {
   const { layer, box } = overlay("busy");
-  const title = make("h2", "Uploading");
+  layer.addEventListener("cancel", (event) => event.preventDefault()); // Escape
+  layer.showModal();
+  layer.setAttribute("aria-labelledby", "upload-title");
+  const title = make("h2", "Uploading", { id: "upload-title" });
   const label = make("p", "", { id: "upload-label", role: "status" });
   const bar = make("progress", "", { max: 1, value: 0, "aria-labelledby": "upload-label" });
   box.append(title, label, bar);
@@ -125,7 +128,7 @@ async function uploadAll(url, fields, files) {
 }
 
 function overlay(kind) {
-  const layer = make("div", "", { class: `drop ${kind}` });
+  const layer = make("dialog", "", { class: `drop ${kind}` });
   const box = make("div");
   layer.append(box);
   document.body.append(layer);
