@@ -167,8 +167,9 @@ class AdmissionPages:
                 new[each.project].append(each.device)
         flawed = [each for each in lines if each.flaw]
         count = sum(map(len, new.values()))
-        counts = figures((("To admit", f"{count:,}"), ("Not taken", f"{len(flawed):,}"),
-                          ("Admitted already, or twice", f"{len(lines) - len(flawed) - count:,}")))  # fmt: skip
+        before = len(lines) - len(flawed) - count
+        names = "To admit", "Not taken", "Admitted already, or twice"
+        counts = figures(zip(names, (count, len(flawed), before), strict=True))
         return page(
             "Admit these devices?",
             card("", counts, self._confirm(call, new, count)),

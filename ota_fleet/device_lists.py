@@ -66,13 +66,13 @@ def place_of(call: Call, search: Search) -> Sequence[str | int]:
 def newest_first(versions: Iterable[str]) -> list[str]:
     """Versions, as a choice has them; what is none stands last."""
 
-    def place(text: str) -> tuple[object, ...]:
+    def _place(text: str) -> tuple[object, ...]:
         try:
             return 1, Version.parse(text).precedence, text
         except ValueError:
             return 0, (), text
 
-    return sorted(versions, key=place, reverse=True)[:MAX_VERSIONS]
+    return sorted(versions, key=_place, reverse=True)[:MAX_VERSIONS]
 
 
 # -- CSV -------------------------------------------------------------------------------------------

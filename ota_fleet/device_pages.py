@@ -456,7 +456,8 @@ def _visits(visits: Sequence[Visit], now: int) -> Html:
             when(each.at, now),
             each.project,
             each.version,
-            *verdict(each.offered, each.code, each.reason),
+            verdict(each),
+            each.reason,
         )
         for each in visits
     ]
