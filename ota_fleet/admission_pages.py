@@ -43,7 +43,7 @@ from ota_fleet.stock import Stock
 from ota_server import Refused, shown
 
 DEVICES, ADMISSIONS = "/admin/devices", "/admin/admissions"
-ROWS = 100  # of a page
+ROWS = 50  # of a page
 SHOWN = 200  # lines of a list that are shown before it is taken
 MAX_CSV = 2_000_000  # bytes of a file
 

@@ -39,6 +39,7 @@ from ota_fleet.html import (
     badge,
     button,
     card,
+    cards,
     check,
     choice,
     code,
@@ -61,14 +62,14 @@ from ota_fleet.ledger import Ledger
 from ota_fleet.outlook import Outlook, outlook_of, outlooks, verdict
 from ota_fleet.pages import Call, Page, See, may
 from ota_fleet.registry import MAX_PAGE, Device, Search
-from ota_fleet.rows import MAX_TEXT
+from ota_fleet.rows import MAX_LONG, MAX_TEXT
 from ota_fleet.stock import Stock
 from ota_server import Refused, Release, Reply, Site, Version, shown
 
 DEVICES, EXPORT, ADMISSIONS, ACTIVITY = (
     f"/admin/{name}" for name in ("devices", "devices.csv", "admissions", "activity")
 )
-ROWS = 100  # of a page
+ROWS = 50  # of a page
 MAX_RELEASES = 25  # of which it is said why a device does not get them
 FAILING = 3  # times that a device was given what it does not run
 STATE_NAMES = {
@@ -86,6 +87,11 @@ DONE = {
     "unlabel": "without the label",
     "forget": "forgotten",
 }
+BULK = join(  # the first is what Enter in the field does
+    button(text, "danger" if do == "forget" else "", name="do", value=do)
+    for text, do in (("Add label", "label"), ("Remove label", "unlabel"), ("Admit", "admit"),
+                     ("Expel", "expel"), ("Forget", "forget"))
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,9 @@ class DevicePages:
         heads = [*_heads(words), "State", "Will get"]
         heads = ["", *heads] if may(call.actor, "publisher") else heads
         empty = "No device is like this." if words else "No device has asked yet."
-        live = tag("div", table(heads, rows, "Devices", empty), id="devices", data_live=15)
+        live = tag("div", table(heads, rows, "Devices", empty), id="devices", class_="live",
+                   data_live=15)  # fmt: skip
+
         body = _bulk(call, words, live) if rows and may(call.actor, "publisher") else live
         return page("Devices", card("", self._filters(words)), card("", body, pages, _ways(words)))
 
@@ -150,10 +158,10 @@ class DevicePages:
         outlook = outlook_of(call.site, device)
         cells = [
             join(a(device.id, url(DEVICES, device.id)), labels, between=" "),
-            device.project,
-            device.version,
+            _word(device.project),
+            _word(device.version),
             when(device.last_seen, now),
-            device.chip,
+            _word(device.chip),
             join(self._states(call.site, device, now), between=" "),
             tag("span", outlook.word, title=outlook.reason),
         ]
@@ -250,19 +258,19 @@ class DevicePages:
     def show_device(self, call: Call) -> Sheet:
         """GET a device. Refused: 404."""
         device, now = self._device(call), int(self.now())
-        outlook = outlook_of(call.site, device)
-        states = join(self._states(call.site, device, now), between=" ")
-        parts = (
-            card("What it is", states, facts(self._facts(device, now)), id="facts", data_live=10),
-            card("What it will get", *_told(outlook), _others(call.site, device), id="outlook",
-                 data_live=10),
-            card("What was decided", _visits(self.history.visits(device.id), now),
-                 tag("p", a("In the activity", url(ACTIVITY, device=device.id))), id="visits",
-                 data_live=10),
-        )  # fmt: skip
-        if may(call.actor, "publisher"):
-            return page(device.id, *parts, *self._changes(call, device))
-        return page(device.id, *parts)
+        states = tag("p", join(self._states(call.site, device, now), between=" "))
+        outlook = _told(outlook_of(call.site, device))
+        known = card("What it is", states, facts(self._facts(device, now)), id="facts",
+                     data_live=10)  # fmt: skip
+        offer = card("What it will get", *outlook, _others(call.site, device), id="outlook",
+                     data_live=10)  # fmt: skip
+        visits = card("What was decided", _visits(self.history.visits(device.id), now),
+                      tag("p", a("In the activity", url(ACTIVITY, device=device.id))), id="visits",
+                      data_live=10)  # fmt: skip
+        if not may(call.actor, "publisher"):
+            return page(device.id, cards(offer, known), visits)
+        changes = self._notes(call, device), self._ways(call, device), _end(call, device)
+        return page(device.id, cards(offer, known), visits, cards(changes))
 
     def _facts(self, device: Device, now: int) -> Iterator[tuple[object, object]]:
         own = self.stock.resolve(device.project)
@@ -296,34 +304,28 @@ class DevicePages:
         admitted = self.ledger.registry.admitted
         return [each for each in self.stock.projects() if device in admitted(each)]
 
-    def _changes(self, call: Call, device: Device) -> Iterator[Html]:
+    def _notes(self, call: Call, device: Device) -> Html:
+        notes = area("Notes", "notes", call.given("notes", device.notes), maxlength=MAX_LONG)
+        labels = field("Labels", "labels", call.given("labels", label_line(device)),
+                       hint="With commas between them.")  # fmt: skip
+        save = button("Save", "main", name="do", value="note")
+        here = url(DEVICES, device.id)
+        return card("Notes", form(here, call.actor.csrf, notes, labels, save))
+
+    def _ways(self, call: Call, device: Device) -> Html:
+        """What lets it have another release."""
         here, csrf = url(DEVICES, device.id), call.actor.csrf
         versions = [str(each.version) for each in self._releases(device)]
         pins = [("", "none: it gets the newest that fits"), *_words([*versions, device.pin])]
-        admit = "expel" if device.admitted else "admit"
+        pin = choice("Pin", "pin", pins, call.given("pin", device.pin),
+                     hint="The one version that it gets, also downwards.")  # fmt: skip
         own = self.stock.resolve(device.project)
-        yield card(
-            "Notes",
-            form(here, csrf, area("Notes", "notes", call.given("notes", device.notes)),
-                 field("Labels", "labels", call.given("labels", label_line(device)),
-                       hint="With commas between them."),
-                 button("Save", "main", name="do", value="note")),
-        )  # fmt: skip
-        yield card(
-            "What it may get",
-            form(here, csrf, choice("Pin", "pin", pins, call.given("pin", device.pin),
-                                    hint="The one version that it gets, also downwards."),
-                 button("Pin", name="do", value="pin")),
-            form(here, csrf, button(f"Take back its admission to {own}" if device.admitted
-                                    else f"Admit to {own}", name="do", value=admit))
-            if own else None,
-        )  # fmt: skip
-        yield card(
-            "Forget",
-            tag("p", "It comes back when it asks again; its admissions stay."),
-            form(here, csrf, check("Yes, with its notes and its history", "sure", required=True),
-                 button("Forget", "danger", name="do", value="forget")),
-        )  # fmt: skip
+        do, text = (
+            ("expel", "Take back its admission to") if device.admitted else ("admit", "Admit to")
+        )
+        admission = form(here, csrf, button(f"{text} {own}", name="do", value=do)) if own else None
+        return card("What it may get", form(here, csrf, pin, button("Pin", name="do", value="pin")),
+                    admission)  # fmt: skip
 
     def _releases(self, device: Device) -> Sequence[Release]:
         try:
@@ -371,6 +373,11 @@ def _any(words: Iterable[str], chosen: str) -> list[tuple[str, str]]:
     return [("", "any"), *_words([*words, chosen])]
 
 
+def _word(text: str) -> Html:
+    """What is cut rather than broken, where there is no room."""
+    return tag("span", text, class_="word", title=text)
+
+
 def _words(words: Iterable[str]) -> list[tuple[str, str]]:
     """Each once, but for the empty one."""
     return [(each, each) for each in dict.fromkeys(words) if each]
@@ -398,17 +405,9 @@ def _bulk(call: Call, words: Mapping[str, str], rows: Html) -> Html:
     here = url(DEVICES, **words, cursor=call.asked("cursor"))
     every = tag("input", type="checkbox", data_all="device", hidden=True,
                 aria_label="Select all of this page")  # fmt: skip
-    buttons = [
-        button(text, kind, name="do", value=do)
-        for text, do, kind in (
-            ("Admit", "admit", ""), ("Expel", "expel", ""), ("Add label", "label", ""),
-            ("Remove label", "unlabel", ""), ("Forget", "forget", "danger"),
-        )
-    ]  # fmt: skip
     label = tag("input", type="text", name="with", value=call.given("with"), maxlength=MAX_TEXT,
                 placeholder="Label", aria_label="Label to add or remove")  # fmt: skip
-    return form(here, call.actor.csrf, tag("div", every, buttons[:2], label, buttons[2:],
-                                           class_="tools"), rows)  # fmt: skip
+    return form(here, call.actor.csrf, tag("div", every, label, BULK, class_="tools"), rows)
 
 
 def _sure(call: Call, here: str, found: Sequence[Device]) -> Sheet:
@@ -429,6 +428,16 @@ def _sure(call: Call, here: str, found: Sequence[Device]) -> Sheet:
 
 
 # -- One device ------------------------------------------------------------------------------------
+
+
+def _end(call: Call, device: Device) -> Html:
+    """What forgets a device."""
+    inner = form(
+        url(DEVICES, device.id), call.actor.csrf,
+        check("Yes, with its notes and its history", "sure", required=True),
+        button("Forget", "danger", name="do", value="forget"),
+    )  # fmt: skip
+    return card("Forget", tag("p", "It comes back when it asks; its admissions stay."), inner)
 
 
 def _told(outlook: Outlook) -> tuple[Html, ...]:
