@@ -29,7 +29,7 @@ from ota_fleet.html import (
 from ota_fleet.ledger import Ledger
 from ota_fleet.outlook import verdict
 from ota_fleet.pages import Call, Page, may
-from ota_fleet.rows import MAX_INTEGER
+from ota_fleet.rows import MAX_INTEGER, normal_id
 from ota_server import Refused, Reply, shown
 
 ACTIVITY, FEED, DEVICES = "/admin/activity", "/admin/activity.json", "/admin/devices"
@@ -61,6 +61,7 @@ class ActivityPages:
             ACTIVITY,
             field("Device", "device", device, type="search", hint="Its MAC address, in any form."),
             a("All devices", ACTIVITY) if device else None,
+            a("More about it", url(DEVICES, normal_id(device))) if device else None,
         )
         decisions = self.history.recent(device=device, limit=DECISIONS)
         return page(
@@ -123,5 +124,5 @@ def _decisions(found: list[Decision], now: float) -> Html:
          each.project, each.version, verdict(each), each.reason)
         for each in found
     ]  # fmt: skip
-    heads = "When", "Device", "Project", "Ran", "Got", "Why not more"
+    heads = "When", "Device", "Project", "Ran", "Outcome", "Why"
     return table(heads, rows, "Decisions", "Nobody asked since the server started.")

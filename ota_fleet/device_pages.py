@@ -139,7 +139,7 @@ class DevicePages:
         return asking(
             DEVICES,
             field("Search", "q", words.get("q", ""), type="search",
-                  hint="A MAC address, or part of anything that is known."),
+                  hint="A MAC address, or any part."),
             choice("Project", "project", _any(self.stock.projects(), words.get("project", "")),
                    words.get("project", "")),
             choice("Runs", "version", _any(newest_first(versions), words.get("version", "")),
@@ -470,7 +470,7 @@ def _visits(visits: Sequence[Visit], now: int) -> Html:
         )
         for each in visits
     ]
-    heads = "When", "Project", "Ran", "Got", "Why not more"
+    heads = "When", "Project", "Ran", "Outcome", "Why"
     return table(heads, rows, "Decisions", "Nothing since this is kept.")
 
 

@@ -100,7 +100,7 @@ def mac(number: int) -> str:
     return normal_id(f"5ccf7f{number:06x}")
 
 
-def ids(registry: Registry, **wanted: str) -> list[str]:
+def ids(registry: Registry, **wanted: Any) -> list[str]:
     """The ids of one page of devices."""
     return [device.id for device in registry.devices(Search(**wanted), limit=1000)]
 
