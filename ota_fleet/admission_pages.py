@@ -242,7 +242,7 @@ def _flaws(flawed: Sequence[Line]) -> Html | None:
         return None
     rows = [(each.number, each.device, each.flaw) for each in flawed[:SHOWN]]
     more = f"And {len(flawed) - SHOWN:,} more." if len(flawed) > SHOWN else None
-    inner = table(("Line", "What stands there", "Why not"), rows, "Lines that are not taken")
+    inner = table(("Line", "Text", "Why not"), rows, "Lines that are not taken")
     return card("Not taken", inner, tag("p", more) if more else None)
 
 

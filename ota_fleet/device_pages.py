@@ -413,7 +413,8 @@ def _bulk(call: Call, words: Mapping[str, str], rows: Html) -> Html:
 def _sure(call: Call, here: str, found: Sequence[Device]) -> Sheet:
     """What is asked before devices are forgotten."""
     ids = [hidden(device=each.id) for each in found]
-    names = tag("ul", [tag("li", code(each.id), f" {each.notes[:80]}") for each in found])
+    names = tag("ul", [tag("li", code(each.id), f" {each.notes[:80]}") for each in found],
+                class_="ids")  # fmt: skip
     return page(
         f"Forget {counted(len(found))}?",
         card(
@@ -451,10 +452,12 @@ def _told(outlook: Outlook) -> tuple[Html, ...]:
 
 def _others(site: Site, device: Device) -> Html:
     """Each release, and why the device does not get it."""
-    rows = [
-        (each.version, each.name, found.word, found.reason)
-        for each, found in outlooks(site, device, MAX_RELEASES)
-    ]
+    rows, newer = list[tuple[object, ...]](), ""
+    for each, found in outlooks(site, device, MAX_RELEASES):
+        why = found.reason if found.code else newer or "it is the newest that fits"
+        rows.append((each.version, each.name, badge(found.code or "fits", found.kind), why))
+        if not (found.code or newer):
+            newer = f"{each.version} is newer and fits, too"
     inner = table(("Version", "File", "Rule", "Why"), rows, "Releases", "There is no release.")
     return details("Each release, and why not", inner)
 

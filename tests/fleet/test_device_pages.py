@@ -1015,3 +1015,20 @@ def test_text_is_escaped_once(house: House) -> None:
     assert html.escape("a & b <c>") in text
     assert "&amp;amp;" not in text
     assert isinstance(device_pages.BULK, Html)
+
+
+def test_script_that_asks_again_and_again_does_not_look_through_the_audit(house: House) -> None:
+    seen = house.admin.get("/admin/activity?verify=1", "X-OTA-Script: 1")
+    check_page(seen)
+    assert seen.texts("h2") == ["Decisions"]
+
+
+def test_page_says_of_each_release_why_not(house: House) -> None:
+    filled(house.site, sighting(MAC, version="1.0.0"))
+    seen = house.viewer.get(HERE)
+    assert seen.texts("td", **{"data-label": "Rule"}) == ["fits", "fits", "not-newer"]
+    assert seen.texts("td", **{"data-label": "Why"}) == [
+        "it is the newest that fits",
+        "1.10.0 is newer and fits, too",
+        "1.0.0 is not newer than 1.0.0, which the device runs",
+    ]
