@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -89,12 +89,13 @@ class HomePages:
             return card(title, _offer(newest, why), tag("p", "No device yet.", class_="empty"))
         share = f"{100 * current // devices} % of {devices:,} devices run it."
         spread = self.history.spread(name, now - SPREAD) if drawn else ()
-        over_time = details("The last 30 days", spread_chart(spread, newest)) if spread else None
+        versions = coloured(counts, newest)
+        over_time = details("The last 30 days", spread_chart(spread, versions)) if spread else None
         return card(
             title,
             _offer(newest, why),
             tag("p", share) if newest else None,
-            bars(shares(counts, newest), f"Devices of {name} by version"),
+            bars(shares(counts, versions), f"Devices of {name} by version"),
             over_time,
         )
 
@@ -173,34 +174,34 @@ def _first_steps(call: Call) -> Html:
 # -- Versions --------------------------------------------------------------------------------------
 
 
-def shares(counts: Iterable[Count], newest: str) -> list[tuple[str, float]]:
-    """The shares of a bar: the newest release, the most used others, and the rest as one."""
+def coloured(counts: Iterable[Count], newest: str) -> list[str]:
+    """The versions that have a colour of their own: the newest release, and the most used."""
     devices = {each.version: each.devices for each in counts}
-    kept = _kept(devices, newest)
-    found = [(version or UNSAID, float(devices.get(version, 0))) for version in kept]
-    rest = sum(devices.values()) - sum(amount for _, amount in found)
-    return found + [(OTHERS, rest)] * (rest > 0)
-
-
-def _kept(devices: Mapping[str, int], newest: str) -> list[str]:
-    """The versions that have a colour of their own."""
     most = sorted(devices, key=lambda version: -devices[version])
     others = [version for version in most if not newest or version != newest]
     return [newest] * bool(newest) + others[: COLOURS - 2]
 
 
-def spread_chart(spread: Iterable[Share], newest: str) -> Html:
-    """How many devices ran which version, day by day."""
+def shares(counts: Iterable[Count], versions: Sequence[str]) -> list[tuple[str, float]]:
+    """The shares of a bar: of these versions, and of the rest as one."""
+    devices = {each.version: each.devices for each in counts}
+    found = [(version or UNSAID, float(devices.get(version, 0))) for version in versions]
+    rest = sum(devices.values()) - sum(amount for _, amount in found)
+    return found + [(OTHERS, rest)] * (rest > 0)
+
+
+def spread_chart(spread: Iterable[Share], versions: Sequence[str]) -> Html:
+    """How many devices ran which of these versions, day by day."""
     days: dict[int, dict[str, int]] = defaultdict(dict)
-    totals: Counter[str] = Counter()
     for each in spread:
         days[each.at][each.version] = each.devices
-        totals[each.version] += each.devices
-    kept = _kept(totals, newest)
-    rows = [[float(day.get(version, 0)) for version in kept] for day in days.values()]
-    rests = [sum(day.values()) - sum(row) for day, row in zip(days.values(), rows, strict=True)]
     series = [
-        Series(version or UNSAID, [row[at] for row in rows]) for at, version in enumerate(kept)
+        Series(version or UNSAID, [float(day.get(version, 0)) for day in days.values()])
+        for version in versions
+    ]
+    rests = [
+        float(sum(count for version, count in day.items() if version not in versions))
+        for day in days.values()
     ]
     if any(rests):
         series.append(Series(OTHERS, rests))

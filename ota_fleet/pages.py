@@ -17,7 +17,7 @@ from io import FileIO
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, unquote
 
-from ota_fleet.accounts import SAFE, Accounts, Actor, allow, cookie_name, is_forged, same
+from ota_fleet.accounts import BEARER, SAFE, Accounts, Actor, allow, cookie_name, is_forged, same
 from ota_fleet.api import is_text, pattern_of, sentences
 from ota_fleet.files import room
 from ota_fleet.forms import Part, is_form, read_form, text_of
@@ -97,7 +97,7 @@ class Pages:
     def __init__(self, table: Sequence[Page], accounts: Accounts, *, drop: str = "") -> None:
         """`drop` is the path of the page that takes dropped files."""
         self._accounts = accounts
-        self._table = [(pattern_of(row.path, ""), row) for row in table]
+        self.table = [(pattern_of(row.path, ""), row) for row in table]
         self._drop = next((row for row in table if row.path == drop), None)
 
     def routes(self) -> tuple[Route, ...]:
@@ -107,7 +107,7 @@ class Pages:
             *(
                 Route(pattern, self.answer, row.methods, blocking=True,
                       body=row.most if row.act else 0)
-                for pattern, row in self._table
+                for pattern, row in self.table
             ),
             Route(BELOW, self.answer, ("GET", "HEAD")),
         )  # fmt: skip
@@ -130,7 +130,7 @@ class Pages:
             raise Refused(404, "there is no such page")
 
     def _find(self, path: str) -> tuple[Page, Mapping[str, str]] | None:
-        for pattern, row in self._table:
+        for pattern, row in self.table:
             if (match := pattern.fullmatch(path)) and is_text(path):
                 return row, match.groupdict()
         return None
@@ -141,16 +141,14 @@ class Pages:
         return actor if actor and actor.account else NOBODY
 
     def _actor(self, row: Page | None, request: Request) -> Actor:
-        """Who asks, and may. Refused: 303, 401, 403."""
+        """Who asks, and may; without a row, for what is not there. Refused: 303, 401, 403."""
         actor = self._person(request)
-        role = "viewer" if row is None else row.role
-        if role and request.method not in SAFE and row is not None:
-            role = row.acts
+        role = row.role if row else "viewer"
         if not role:
             return actor
         if actor is NOBODY:
             raise _sign_in(request)
-        allow(actor, role)
+        allow(actor, row.acts if row and request.method not in SAFE else role)
         return actor
 
     # -- What is answered
@@ -199,9 +197,7 @@ class Pages:
         actor = call.actor
         if actor is NOBODY:
             return Frame(call.request.path, said=said, alert=alert)
-        links = [
-            (row.path, row.link) for _, row in self._table if row.link and may(actor, row.role)
-        ]
+        links = [(row.path, row.link) for _, row in self.table if row.link and may(actor, row.role)]
         drop = self._drop.path if self._drop and may(actor, self._drop.acts) else ""
         return Frame(
             call.request.path, actor.name, actor.role, actor.csrf, links, said, alert, drop
@@ -304,7 +300,7 @@ def _said(request: Request, *, secure: bool) -> str:
 def _sign_in(request: Request) -> Refused:
     """What sends a browser to where one signs in, and back."""
     if request.method not in SAFE:
-        return Refused(401, "the session is over: sign in, then do it again")
+        return Refused(401, "the session is over: sign in, then do it again", BEARER)
     here = quote(request.path, safe="/", errors="surrogateescape")
     here += f"?{request.query}" * bool(request.query)
     there = url(SIGN_IN, next=here if here != HOME else "")

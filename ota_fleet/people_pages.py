@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ota_fleet.accounts import DEVICE, MAX_NAME, MIN_PASSWORD, ROLES, Accounts
 from ota_fleet.api import read_number
 from ota_fleet.html import (
+    SECURE,
     Html,
     Sheet,
     a,
@@ -79,7 +80,7 @@ class PeoplePages:
         if call.request.headers.get("sec-fetch-site") == "cross-site" and not call.form:
             # A browser that follows a link of another server keeps the cookie back. It has it on
             # the way from here, where it may be signed in.
-            return text_reply(200, "One moment...", ("Refresh", f"0; url={there}"))
+            return text_reply(200, f"Go on to {there}", ("Refresh", f"0; url={there}"), *SECURE)
         fields = (
             field("E-mail address", "email", call.given("email"), autofocus=True, **_EMAIL),
             field("Password", "password", autocomplete="current-password", **_PASSWORD),

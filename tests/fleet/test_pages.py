@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ from ota_fleet.registry import Registry, Sighting
 from ota_server import Reply, Site, answer, parse_head, unnamed_file
 from tests.core.wire import request, standing
 from tests.fleet.test_fleet import remembering
+from tests.test_house import ROOT
 
 PASSWORD = "correct horse"  # noqa: S105
 PEOPLE = {role: f"{role}@example.org" for role in ROLES}
@@ -260,7 +262,7 @@ def rows_of(site: Site) -> list[tuple[re.Pattern[str], Page]]:
     """The table of the site's pages."""
     owners = (getattr(route.endpoint, "__self__", None) for route in site.routes)
     pages = next(each for each in owners if isinstance(each, Pages))
-    return pages._table
+    return pages.table
 
 
 def state_of(site: Site) -> str:
@@ -603,6 +605,7 @@ def test_link_of_another_server_finds_who_is_signed_in(house: House) -> None:
     there = "/admin/sign-in?next=%2Fadmin%2Faccount"
     seen = Browser(house.site).get(there, "Sec-Fetch-Site: cross-site")
     assert (seen.status, seen.field("Refresh")) == (200, "0; url=/admin/account")
+    assert seen.field("X-Frame-Options") == "DENY"
     assert Browser(house.site).get(there, "Sec-Fetch-Site: same-origin").field("Refresh") == ""
 
 
@@ -852,6 +855,13 @@ def test_static_files_are_kept_for_ever_under_the_digest_of_their_content(house:
         assert Browser(house.site).get(path).status in {303, 404}
 
 
+def test_static_files_are_in_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["package-data"] == {"ota_fleet": ["static/*"]}
+    inside = {path.suffix for path in (ROOT / "ota_fleet" / "static").iterdir()}
+    assert inside == {".css", ".js"}  # what install.sh copies
+
+
 def test_static_files_ask_no_other_server_and_build_no_html_of_text() -> None:
     for path, (_, data) in STATIC.items():
         text = data.decode()
@@ -1034,16 +1044,21 @@ def test_overview_of_a_large_fleet_is_quick(
 
 def test_bar_has_the_newest_release_first_and_joins_what_hardly_anybody_runs() -> None:
     counts = [Count("x", f"1.{number}.0", 10 - number, 0, 0, 0, 0) for number in range(9)]
-    found = home_pages.shares([*counts, Count("x", "", 3, 0, 0, 0, 0)], "2.0.0")
-    names = ["2.0.0", "1.0.0", "1.1.0", "1.2.0", "1.3.0", "others"]
-    assert found == list(zip(names, [0, 10, 9, 8, 7, 6 + 5 + 4 + 3 + 2 + 3], strict=True))
-    assert home_pages.shares([Count("x", "", 3, 0, 0, 0, 0)], "") == [("not told", 3)]
+    counts.append(Count("x", "", 3, 0, 0, 0, 0))
+    versions = home_pages.coloured(counts, "2.0.0")
+    assert versions == ["2.0.0", "1.0.0", "1.1.0", "1.2.0", "1.3.0"]
+    amounts = [0, 10, 9, 8, 7, 6 + 5 + 4 + 3 + 2 + 3]
+    found = home_pages.shares(counts, versions)
+    assert found == list(zip([*versions, "others"], amounts, strict=True))
+    assert home_pages.shares(counts[-1:], home_pages.coloured(counts[-1:], "")) == [("not told", 3)]
 
 
 def test_spread_is_a_chart_and_a_table_of_days() -> None:
-    days = [Share(day * DAY, version, day) for day in (1, 2) for version in ("1.0.0", "")]
-    seen = Seen(200, (), f"<!doctype html><title>x</title>{home_pages.spread_chart(days, '1.0.0')}")
-    assert seen.texts("td") == ["1970-01-03", "2", "2", "1970-01-02", "1", "1"]
+    days = [Share(day * DAY, version, day) for day in (1, 2) for version in ("1.0.0", "", "x")]
+    chart_ = home_pages.spread_chart(days, ["1.0.0", ""])
+    seen = Seen(200, (), f"<!doctype html><title>x</title>{chart_}")
+    assert seen.texts("td") == ["1970-01-03", "2", "2", "2", "1970-01-02", "1", "1", "1"]
+    assert seen.texts("th")[1:] == ["1.0.0", "not told", "others"]
 
 
 # -- 9. Words and pictures -------------------------------------------------------------------------

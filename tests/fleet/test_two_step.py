@@ -391,8 +391,7 @@ def test_without_both_words_there_is_no_pair(pair: tuple[str, str], folder: Path
 def keys(folder: Path) -> Iterator[tuple[Site, dict[str, str]]]:
     """A site without a shared pair, with a planned update and a token of each sort."""
     with remembering(folder) as site:
-        guard = site.guards[-1]
-        assert isinstance(guard, Credentials)
+        guard = next(each for each in site.guards if isinstance(each, Credentials))
         accounts = guard.accounts
         sorts = {
             "viewer": ("viewer", "", ""), "publisher": ("publisher", "", ""),
