@@ -12,7 +12,6 @@ will see. A wrong upload is refused with a sentence that says what to do, and le
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import re
 import threading
@@ -28,9 +27,10 @@ from ota_fleet.files import PIECE, room
 from ota_fleet.forms import Part, is_form, parameters, read_form, text_of
 from ota_fleet.image import Description, describe
 from ota_fleet.ledger import Ledger
-from ota_fleet.rows import CHIPS, MAX_LONG, Draft, Stocked, StoredRelease, check_name, clean
+from ota_fleet.rows import MAX_LONG, Draft, Stocked, StoredRelease, check_name, clean
 from ota_fleet.stock import Stock
 from ota_server import (
+    UNKNOWN_CHIP,
     Config,
     Refused,
     Reply,
@@ -53,9 +53,10 @@ HOW = (
     "PUT it to /api/v1/projects/<project>/releases/<version>, or call the file "
     "<project>-<version>.bin"
 )
+_OF_IMAGES = ("x-MD5", "x-SHA256")  # the other fields are about a body, which may be a form
+_LENGTHS = {"md5": 16, "sha256": 32}  # bytes
+_ALGORITHMS = {"md5": "md5", "sha-256": "sha256"}  # as those fields call them
 _ENDINGS = {"sketch": ".bin", "zip": ".zip"}  # any other kind: .<kind>.bin
-
-log = logging.getLogger("ota.upload")
 
 
 class Promise(NamedTuple):
@@ -170,7 +171,6 @@ class Uploads:
             what = f"{project} {version} {row.name} {row.sha256}"
             told = functools.partial(self._ledger.audit, who, "upload", what, row.uploaded)
             stocked = self._stock.add(body, row, told)
-        log.info("%s published %s %s: %s", printable(who), project, version, row.sha256)
         if self._config.keep:
             self._stock.prune(project, self._config.keep)
         return stocked, True
@@ -305,7 +305,7 @@ class Uploads:
         """Refused: 409, the project is for other chips."""
         found = self._stock.project(project)
         images = (each.release.facts.chip for each in self._stock.images(project))
-        allowed = (found.chips if found else ()) or sorted(set(images) & set(CHIPS))
+        allowed = (found.chips if found else ()) or sorted(set(images) - {"", UNKNOWN_CHIP})
         if about.chip and allowed and about.chip not in allowed:
             reason = (
                 f"the image is for {about.chip}, {shown(project)} for {', '.join(allowed)}: if "
@@ -410,10 +410,6 @@ def _noted(problems: list[str]) -> Iterator[None]:
 
 
 # -- What a request says ---------------------------------------------------------------------------
-
-_OF_IMAGES = ("x-MD5", "x-SHA256")  # the others are of a body, which may be a form
-_LENGTHS = {"md5": 16, "sha256": 32}  # bytes
-_ALGORITHMS = {"md5": "md5", "sha-256": "sha256"}  # as fields call them
 
 
 def _from_fields(request: Request) -> Upload:
