@@ -75,6 +75,11 @@ def newest_first(versions: Iterable[str]) -> list[str]:
     return sorted(versions, key=_place, reverse=True)[:MAX_VERSIONS]
 
 
+def counted(number: int, name: str = "device") -> str:
+    """How many there are of something."""
+    return f"{number:,} {name}{'s' * (number != 1)}"
+
+
 # -- CSV -------------------------------------------------------------------------------------------
 
 

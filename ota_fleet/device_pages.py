@@ -22,6 +22,7 @@ from ota_fleet.device_lists import (
     SORTS,
     asked,
     cells_of,
+    counted,
     csv_line,
     label_line,
     newest_first,
@@ -362,11 +363,6 @@ class DevicePages:
 
 
 # -- All devices -----------------------------------------------------------------------------------
-
-
-def counted(number: int, name: str = "device") -> str:
-    """How many there are of something."""
-    return f"{number:,} {name}{'s' * (number != 1)}"
 
 
 def _any(words: Iterable[str], chosen: str) -> list[tuple[str, str]]:
