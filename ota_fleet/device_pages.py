@@ -196,8 +196,6 @@ class DevicePages:
             return _sure(call, here, found)
         done = self._all(call, do, found)
         left = f", {len(found) - done} were so before" if done < len(found) else ""
-        if not done:
-            return See(here, "Nothing was changed: they were so before.")
         return See(here, f"{counted(done)} {DONE[do]}{left}.")
 
     def _all(self, call: Call, do: str, found: Sequence[Device]) -> int:

@@ -31,7 +31,7 @@ from ota_fleet.rows import MAX_LONG, Project
 from ota_fleet.stock import Stock
 from ota_server import Image, Refused, Reply, Site, Version, answer, parse_head
 from tests.conftest import put
-from tests.core.wire import request
+from tests.core.wire import request, standing
 from tests.data.make_images import esp8266_image
 from tests.fleet import test_pages
 from tests.fleet.test_fleet import close
@@ -348,7 +348,7 @@ def test_chosen_devices_are_labelled_admitted_and_expelled(mixed: House) -> None
     assert seen.said == "1 device without the label, 1 were so before."
     assert device_of(mixed.site, mac(2)).labels == ("hall",)
     assert do("/admin/devices", do="admit", **chosen).said == "1 device admitted, 1 were so before."
-    assert do("/admin/devices", do="admit", **chosen).said.startswith("Nothing was changed")
+    assert do("/admin/devices", do="admit", **chosen).said.startswith("0 devices admitted, 2 ")
     assert do("/admin/devices", do="expel", device=mac(5)).said == "1 device not admitted any more."
     assert not device_of(mixed.site, mac(5)).admitted
     who = PEOPLE["publisher"]
@@ -1032,3 +1032,17 @@ def test_page_says_of_each_release_why_not(house: House) -> None:
         "1.10.0 is newer and fits, too",
         "1.0.0 is not newer than 1.0.0, which the device runs",
     ]
+
+
+def test_real_server_takes_a_list_as_a_file(house: House) -> None:
+    """Its bodies are files with a buffer."""
+    body = upload(house.publisher.csrf, f"mac\n{mac(1)}\n".encode(), do="look", project="firmware")
+    fields = (
+        "Content-Type: multipart/form-data; boundary=b",
+        f"Content-Length: {len(body)}",
+        f"Cookie: ota={house.publisher.cookies['ota']}",
+    )
+    with standing(house.site) as stand, stand.dial() as wire:
+        wire.send(request("/admin/admissions", *fields, method="POST") + body)
+        reply = wire.reply("POST")
+    assert (reply.status, b"Admit these devices?" in reply.body) == (200, True)
