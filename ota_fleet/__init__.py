@@ -15,7 +15,10 @@ from dataclasses import replace
 
 from ota_fleet import doctor, pages, publish, schema
 from ota_fleet.accounts import Accounts, Opening
+from ota_fleet.activity_pages import ActivityPages
+from ota_fleet.admission_pages import AdmissionPages
 from ota_fleet.api import BELOW, Api, refusal_by_path
+from ota_fleet.device_pages import DevicePages
 from ota_fleet.files import Store
 from ota_fleet.history import History
 from ota_fleet.home_pages import HomePages
@@ -91,9 +94,12 @@ def extend(site: Site) -> Site:
     )
     table = (
         *HomePages(history, stock).table(),
+        *DevicePages(ledger, stock, history).table(),
         *ProjectPages(operations, history).table(),
         *ReleasePages(operations).table(),
         *UploadPages(operations).table(),
+        *AdmissionPages(ledger, stock).table(),
+        *ActivityPages(ledger, history).table(),
         *PeoplePages(accounts).table(),
     )
     return with_pages(with_api(site, api), Pages(table, accounts, drop="/admin/upload"))

@@ -283,11 +283,17 @@ PAGES: list[tuple[str, str, str]] = [  # path, who sees it, who changes somethin
     ("/admin/account", "viewer", "viewer"),
 ]
 OTHERS = [  # which have tests of their own
+    ("/admin/devices", "viewer", "publisher"),
+    ("/admin/devices.csv", "viewer", ""),
+    ("/admin/devices/{device}", "viewer", "publisher"),
     ("/admin/projects", "viewer", "publisher"),
     ("/admin/projects/{project}", "viewer", "publisher"),
     ("/admin/projects/{project}/releases/{version}", "viewer", "publisher"),
     ("/admin/projects/{project}/releases/{version}/{name}", "viewer", ""),
     ("/admin/upload", "publisher", "publisher"),
+    ("/admin/admissions", "viewer", "publisher"),
+    ("/admin/activity", "viewer", ""),
+    ("/admin/activity.json", "viewer", ""),
 ]
 WHO = ("", *ROLES)
 SHOWN = [(path, who, role) for path, role, _ in PAGES if role in ROLES for who in WHO]

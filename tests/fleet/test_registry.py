@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -100,7 +101,7 @@ def mac(number: int) -> str:
     return normal_id(f"5ccf7f{number:06x}")
 
 
-def ids(registry: Registry, **wanted: str) -> list[str]:
+def ids(registry: Registry, **wanted: Any) -> list[str]:
     """The ids of one page of devices."""
     return [device.id for device in registry.devices(Search(**wanted), limit=1000)]
 
