@@ -456,6 +456,20 @@ def test_decision_comes_to_a_page_that_is_open(home: Home, windows: Windows) -> 
     assert page.evaluate("window.mark") == 1  # it was not loaded again
 
 
+def test_part_that_says_nothing_new_is_left_alone(home: Home, windows: Windows) -> None:
+    """Who selects a text there would lose it every few seconds."""
+    device = home.esp32("lamp", "1.1.0", "24:6F:28:00:00:07")
+    device.update()
+    page = windows.open(home, "viewer")
+    page.goto(url("/admin/activity", device=device.mac))
+    row = page.locator("#decisions tbody tr")
+    row.evaluate("row => { row.mark = 1; row.closest('[data-live]').dataset.live = 0.1 }")
+    for _ in range(2):  # the second is asked for when the first is done with
+        with page.expect_response(url("**/admin/activity", device=device.mac)):
+            pass
+    assert row.evaluate("row => row.mark") == 1
+
+
 # -- 2. Other ways to use it -----------------------------------------------------------------------
 
 
