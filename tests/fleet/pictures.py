@@ -9,6 +9,8 @@ server gets images by its API, devices update themselves, and a file is dropped 
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +26,7 @@ from ota_fleet.history import DAY, HOUR, History
 from ota_fleet.html import url
 from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Registry
-from ota_server import parse_head
+from ota_server import ESP32_FAMILY, Event, parse_head
 from tests.core.wire import request
 from tests.data.make_images import esp32_image, esp8266_image
 from tests.devices import Device, Esp32, Esp8266
@@ -33,7 +35,7 @@ from tests.fleet.test_fleet import fleet
 from tests.fleet.test_history import FINE, decided, told
 from tests.test_house import ROOT
 
-WIDTH, TALLEST = 1100, 1300  # pixels
+WIDTH = 1100  # pixels
 WHO, PASSWORD = "ada@example.org", "correct horse"
 NOW = int(time.time())
 SIZES = {"esp8266": 390_000, "esp32": 980_000, "esp32c3": 870_000}  # bytes of an image
@@ -64,6 +66,14 @@ class Kind(NamedTuple):
         """Of one of its devices."""
         return f"{self.address}:{(number * 37 + 11) % 256:02X}"
 
+    def stays(self, number: int, version: str) -> Event:
+        """One asked, and ran the newest."""
+        why = FINE._replace(reason=f"{version} is not newer than {version}, which the device runs")
+        report, outcome = decided(why, self.mac(number), version, self.project)
+        chip = "esp8266" if self.chip == "esp8266" else ESP32_FAMILY
+        report = report._replace(address=f"192.168.1.{20 + number}", chip=chip)
+        return Event(report, outcome)
+
     def device(self, home: Home, number: int, version: str) -> Device:
         """One that asks now."""
         where = {"host": "127.0.0.1", "port": home.script.port, "path": f"/{self.project}"}
@@ -90,15 +100,13 @@ def remember_a_month(registry: Registry) -> None:
     history = History(registry)
     for days in range(30, 0, -1):
         told(registry, history, *(
-            decided(FINE, kind.mac(number), had_run([*kind.versions], version, number, days),
-                    kind.project)
+            kind.stays(number, had_run([*kind.versions], version, number, days))
             for kind in FLEET for number, version in enumerate(kind.runs)
         ), at=NOW - days * DAY)  # fmt: skip
     for hours in range(23, -1, -1):
         busy = 0.55 + 0.4 * math.sin((NOW / HOUR - hours - 9) / 24 * 2 * math.pi)
         told(registry, history, *(
-            decided("2.2.0" if (number + hours) % 29 == 0 and kind.chip == "esp32c3" else FINE,
-                    kind.mac(number), version, kind.project)
+            kind.stays(number, version)
             for kind in FLEET for number, version in enumerate(kind.runs[1:], 1)
             if (number * 7 + hours * 3) % 20 < 20 * busy
         ), at=NOW - hours * HOUR - 120)  # fmt: skip
@@ -147,11 +155,13 @@ def furnish(home: Home) -> None:
     home.knows(updated.mac)
 
 
-def take(page: Page, path: Path) -> None:
-    """A picture of a page, from its top."""
-    tall = page.evaluate("document.documentElement.scrollHeight")
-    clip = {"x": 0, "y": 0, "width": WIDTH, "height": min(tall, TALLEST)}
-    page.screenshot(path=path, full_page=True, clip=clip)  # type: ignore[arg-type]
+def take(page: Page, path: Path, tall: int) -> None:
+    """A picture of a page, so many pixels from its top; small, where pngquant is there."""
+    page.set_viewport_size({"width": WIDTH, "height": tall})
+    page.screenshot(path=path)
+    if program := shutil.which("pngquant"):
+        few = ["--nofs", "--strip", "--speed", "1", "--force", "--ext", ".png", "64"]
+        subprocess.run([program, *few, path], check=True)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -159,23 +169,22 @@ def main(arguments: Sequence[str]) -> int:
     directory = Path(*arguments) if arguments else ROOT / "docs" / "pictures"
     directory.mkdir(parents=True, exist_ok=True)
     with living() as home, chromium_browser() as browser, ExitStack() as stack:
-        viewport = {"width": WIDTH, "height": TALLEST}
-        page = Windows(browser, stack).open(home, "admin", viewport=viewport, color_scheme="light")
+        page = Windows(browser, stack).open(home, "admin", color_scheme="light")
         lamp = FLEET[1]
-        for name, path in (
-            ("overview", "/admin"),
-            ("devices", "/admin/devices?project=hall-lamp&sort=-last_seen"),
-            ("device", url("/admin/devices", lamp.mac(5))),
-            ("activity", "/admin/activity"),
+        for name, tall, path in (
+            ("overview", 1250, "/admin"),
+            ("devices", 800, "/admin/devices?project=hall-lamp&sort=-last_seen"),
+            ("device", 1010, url("/admin/devices", lamp.mac(5))),
+            ("activity", 850, "/admin/activity"),
         ):
             page.goto(path)
-            take(page, directory / f"{name}.png")
+            take(page, directory / f"{name}.png", tall)
         file = Path(stack.enter_context(tempfile.TemporaryDirectory()), "hall-lamp.ino.bin")
         file.write_bytes(lamp.image("2.3.0"))
         drop(page, file)
         said(page, "Nothing is published yet")
         page.get_by_label("Notes").fill("Fades instead of blinking.")
-        take(page, directory / "upload.png")
+        take(page, directory / "upload.png", 1080)
     return 0
 
 
