@@ -248,7 +248,7 @@ class Store:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            log.info("%s is not swept: another server uses it", printable(self._folder))
+            log.debug("%s is not swept: another server uses it", printable(self._folder))
         else:
             self._sweep()
         with suppress(OSError):  # a share of the network may have no locks

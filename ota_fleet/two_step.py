@@ -105,8 +105,10 @@ class Credentials:
 
 
 def pair_of(config: Config) -> bytes:
-    """The shared pair of the settings; b"": half of it is none."""
+    """The shared pair of the settings; b"": there is none. ValueError: half of one."""
     user, password = config.us_username, config.us_password
+    if bool(user) != bool(password):
+        raise ValueError("US_AUTH_USERNAME and US_AUTH_PASSWORD: set both, or none")
     return f"{user}:{password}".encode("utf-8", "surrogateescape") if user and password else b""
 
 

@@ -34,7 +34,7 @@ from tests.core.test_access import basic, bearer, text_of
 from tests.core.test_faults import shell
 from tests.core.wire import PATIENCE, Script, request, standing
 from tests.data.make_images import esp32_image
-from tests.fleet.test_fleet import close, fleet, registry_of, remembering
+from tests.fleet.test_fleet import close, fleet, registry_of, remembering, with_fleet
 from tests.fleet.test_registry import opened
 
 USER, PASSWORD = "sesame", "öpen:sesame"
@@ -379,10 +379,22 @@ def test_credentials_open_nothing_to_who_may_not_ask(folder: Path) -> None:
         assert (reply.status, "192.0.2.9 is in none of" in text_of(reply)) == (403, True)
 
 
-@pytest.mark.parametrize("pair", [("", ""), (USER, ""), ("", PASSWORD)])
-def test_without_both_words_there_is_no_pair(pair: tuple[str, str], folder: Path) -> None:
-    with remembering(folder, us_username=pair[0], us_password=pair[1]) as site:
-        for who in ("", basic(*pair), ASK, "Authorization: Basic", "Authorization: Basic Og=="):
+@pytest.mark.parametrize("name", ["US_AUTH_USERNAME", "US_AUTH_PASSWORD"])
+def test_half_a_pair_of_credentials_starts_nothing(name: str, folder: Path) -> None:
+    directory = folder.parent
+    command = [sys.executable, with_fleet(directory), "--dir", folder, "--state", directory / "s"]
+    done = subprocess.run(
+        command, check=False, env={name: "x"}, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "US_AUTH_USERNAME and US_AUTH_PASSWORD: set both, or none" in done.stderr
+    assert not (directory / "s").exists()
+
+
+def test_without_a_pair_nobody_has_it(folder: Path) -> None:
+    with remembering(folder) as site:
+        empty = basic("", "")
+        for who in ("", empty, ASK, "Authorization: Basic", "Authorization: Basic Og=="):
             assert ask(site, GET, "/devices", who=who).status == 403
             assert ask(site, PUT, "/files/a", NEW, who=who).status == 403
 
