@@ -46,11 +46,13 @@ log = logging.getLogger("ota.files")
 
 @contextmanager
 def room() -> Iterator[None]:
-    """Makes a full disk a 507."""
+    """Makes a full disk a 507, and a database in which others write a 503."""
     try:
         yield
     except (OSError, sqlite3.OperationalError) as err:
-        code = err.errno if isinstance(err, OSError) else err.sqlite_errorcode
+        code = err.errno if isinstance(err, OSError) else err.sqlite_errorcode & 0xFF
+        if isinstance(err, sqlite3.Error) and code == sqlite3.SQLITE_BUSY:
+            raise Refused(503, "the database is busy: try again") from err
         if code not in (FULL if isinstance(err, OSError) else {sqlite3.SQLITE_FULL}):
             raise
         raise Refused(507, "there is no room left on the disk: make some, send it again") from err

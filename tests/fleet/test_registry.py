@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -550,6 +551,30 @@ def test_nobody_but_a_writer_waits_for_another_writer(path: Path) -> None:
         writer.join(10)
         registry.flush()
         assert len(registry.devices(after=[mac(8999)], limit=1000)) >= 1000
+
+
+def test_few_wait_for_a_locked_file_and_none_for_long(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "WAIT", 1.0)
+    gone: list[float] = []
+
+    def write() -> None:
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            registry.admit("firmware", MAC)
+        assert caught.value.sqlite_errorcode == sqlite3.SQLITE_BUSY
+        gone.append(time.monotonic() - began)
+
+    with opened(path) as registry, by_hand(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        with ThreadPoolExecutor(32) as pool:
+            for done in [pool.submit(write) for _ in range(32)]:
+                done.result()
+        other.execute("ROLLBACK")
+        assert sum(seconds < 0.9 for seconds in gone) >= 32 - 1 - registry_module.MAX_WAITING - 1
+        assert max(gone) < 5.0
+        assert registry.admit("firmware", MAC)
 
 
 READ = """
