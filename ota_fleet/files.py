@@ -19,7 +19,7 @@ import secrets
 import shutil
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from sqlite3 import Connection
@@ -99,11 +99,17 @@ class Store:
         """Where bytes with this SHA-256 are, if they are there."""
         return os.path.join(self._folder, digest)
 
-    def put(self, path: str, body: BinaryIO) -> StoredFile:
-        """Keeps the bytes under this path, on the disk when it comes back. OSError: it cannot."""
+    def put(
+        self, path: str, body: BinaryIO, also: Callable[[StoredFile], object] = lambda _: None
+    ) -> StoredFile:
+        """Keeps the bytes under this path, on the disk when it comes back. OSError: it cannot.
+
+        What `also` writes belongs to the same transaction.
+        """
         with self.keeping(body) as (kept, connection):
             stored = StoredFile(path, *kept)
             before = self._registry.put_file(connection, stored)
+            also(stored)
         if before:
             self.drop(before)
         return stored

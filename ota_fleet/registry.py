@@ -163,10 +163,11 @@ class Turn:
     Entering raises sqlite3.OperationalError, with SQLITE_BUSY, where it would be too long.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, most: int = MAX_WAITING) -> None:
+        """At most so many wait, at most so long."""
         self.lock = threading.RLock()
         self._seconds = seconds
-        self._places = threading.BoundedSemaphore(MAX_WAITING)
+        self._places = threading.BoundedSemaphore(most)
 
     def __enter__(self) -> None:
         if not (self.lock.acquire(blocking=False) or self._wait()):

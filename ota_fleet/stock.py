@@ -75,6 +75,7 @@ _RUNNING = "SELECT DISTINCT version, image, pin FROM device WHERE project = ?"
 log = logging.getLogger("ota.stock")
 
 Rank = tuple[object, ...]
+Also = Callable[[], object]
 
 
 class _Pile(NamedTuple):
@@ -308,7 +309,7 @@ class Stock:
 
     # -- Releases ----------------------------------------------------------------------------------
 
-    def add(self, body: BinaryIO, row: StoredRelease, also: Callable[[], object]) -> Stocked:
+    def add(self, body: BinaryIO, row: StoredRelease, also: Also) -> Stocked:
         """Keeps an image and its row, in the place of one with the same version, kind and chip.
 
         Devices are offered it when this returns. The row's digests and size are those of the body.
@@ -390,28 +391,29 @@ class Stock:
             values = [(clean(text, MAX_LONG), row.project, row.version) for row in rows]
             connection.executemany(_NOTE, values)
 
-    def delete(self, project: str, version: Version) -> bool:
+    def delete(self, project: str, version: Version, also: Also = tuple) -> bool:
         """Deletes a version that was uploaded, all of its images; False: there is none.
 
-        Bytes that were withdrawn stay so, if they ever come again.
+        Bytes that were withdrawn stay so, if they ever come again. What `also` writes belongs to
+        the same transaction.
 
         Raises:
             Refused: 409, it lies in the firmware folder.
         """
         try:
-            self._delete(self._uploaded(project, version))
+            self._delete(self._uploaded(project, version), also)
         except Refused as refused:
             if refused.status != HTTPStatus.NOT_FOUND:
                 raise
             return False
         return True
 
-    def prune(self, project: str, keep: int) -> None:
+    def prune(self, project: str, keep: int, also: Callable[[str], object] = str) -> None:
         """Deletes what is older than the newest `keep` versions and that no device needs.
 
         Versions of a kind, chip and, as those are many, of pre-releases count for themselves. One
         that was withdrawn does not count. What a device of the project runs stays, and what it
-        is to run.
+        is to run. `also` gets what goes, in words: what it writes belongs to the transaction.
         """
         try:
             needed = self._needed(project)
@@ -420,7 +422,9 @@ class Stock:
                 key = (row.kind, row.chip, Version.parse(row.version).prerelease)
                 groups.setdefault(key, []).append(row)
             old = [row for rows in groups.values() for row in self._old(rows, keep)]
-            self._delete([row for row in old if not needed(row)])
+            old = [row for row in old if not needed(row)]
+            words = ", ".join(f"{row.version} {row.sha256}" for row in old)
+            self._delete(old, lambda: also(f"{printable(project)} {words}"))
         except (OSError, sqlite3.Error) as err:  # it can wait for the next time
             log.warning("old releases of %s cannot be deleted: %s", printable(project), err)
 
@@ -454,10 +458,11 @@ class Stock:
 
         return is_needed
 
-    def _delete(self, rows: Sequence[StoredRelease]) -> None:
+    def _delete(self, rows: Sequence[StoredRelease], also: Also) -> None:
         if rows:
             with self._registry.writing() as connection:
                 _remove(connection, rows)
+                also()
             self._store.drop(*(row.sha256 for row in rows))
         for row in rows:
             log.info("%s %s is deleted: %s", printable(row.project), row.version, row.sha256)
