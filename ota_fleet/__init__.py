@@ -70,13 +70,13 @@ def extend(site: Site) -> Site:
     store = Store(os.path.join(config.state, "files"), registry)
     stock = Stock(site.catalog, registry, store)
     history = History(registry)
+    ledger = Ledger(registry)
+    accounts = Accounts(ledger, secure=bool(config.cert))
     site = replace(
         with_stock(site, stock, registry),
         listeners=(*site.listeners, functools.partial(remember, registry, history, stock.resolve)),
-        closers=(*site.closers, stock.close, registry.close, store.close),
+        closers=(*site.closers, accounts.close, stock.close, registry.close, store.close),
     )
-    ledger = Ledger(registry)
-    accounts = Accounts(ledger, secure=bool(config.cert))
     begin(accounts, site)
     guard = Credentials(accounts, registry.admitted, pair)
     routes = TwoStep(ledger, store, guard.actor, config.max_image).routes()

@@ -6,6 +6,8 @@ import base64
 import dataclasses
 import functools
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +53,7 @@ from tests.core.wire import request, standing
 from tests.data.make_images import esp8266_image
 from tests.fleet.test_fleet import registry_of, remembering
 from tests.fleet.test_registry import opened
+from tests.test_house import ROOT
 
 NOW = 1_800_000_000  # UTC seconds
 PASSWORD = "correct horse battery"  # noqa: S105
@@ -143,6 +146,48 @@ def test_hash_is_the_one_of_rfc_7914() -> None:
     salt, key64 = (base64.b64encode(each).decode() for each in (b"SodiumChloride", key))
     assert is_password("pleaseletmein", f"scrypt$16384$8$1${salt}${key64}")
     assert not is_password("pleaseletmeim", f"scrypt$16384$8$1${salt}${key64}")
+
+
+GROWTH = """
+import sys, threading
+from pathlib import Path
+from ota_fleet.accounts import Accounts
+from ota_fleet.ledger import Ledger
+from ota_fleet.registry import Registry
+from ota_server import Refused, Request
+
+def memory():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4 // 1024
+
+def sign_in(number):
+    try:
+        head = Request("POST", "/", "", {}, f"192.0.2.{number}")
+        accounts.sign_in(head, f"a{number}@b.c", "x" * 12)
+    except Refused as refused:
+        print(refused.status)
+
+registry = Registry(sys.argv[1])
+accounts = Accounts(Ledger(registry), secure=False)
+before = memory()
+for first in range(0, 20, 5):
+    threads = [threading.Thread(target=sign_in, args=(first + n,)) for n in range(5)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+print(memory() - before)
+accounts.close()
+registry.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_threads_that_sign_in(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", GROWTH, str(tmp_path / "fleet.db")]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    *statuses, growth = map(int, done.stdout.split())
+    assert statuses == [401] * 20
+    assert growth < 60  # MB
 
 
 def test_password_is_stored_with_its_costs_and_salt() -> None:
@@ -877,8 +922,7 @@ def locked(folder: Path) -> Iterator[tuple[Site, Accounts]]:
     """A site with --token and two projects, and its accounts."""
     put(folder / "lamp-1.0.0.bin", esp8266_image("lamp", "1.0.0"))
     with remembering(folder, token="tok") as site:  # noqa: S106
-        guard = site.guards[-1]
-        assert isinstance(guard, Credentials)
+        guard = next(each for each in site.guards if isinstance(each, Credentials))
         yield site, guard.accounts
 
 

@@ -131,7 +131,7 @@ def test_device_is_updated_once(served: Script) -> None:
     assert (device.update(), device.image) == ("OTA_UPDATED", NEW)
     device.app_ver = "1.1.0"
     assert device.update() == "OTA_NO_UPDATE"  # 204
-    wait_until(lambda: f"{DEVICE} 127.0.0.1  1.0.0 -> new.bin" in served.log)
+    wait_until(lambda: f"{DEVICE} 127.0.0.1 - 1.0.0 -> new.bin" in served.log)
 
 
 @pytest.mark.parametrize(
