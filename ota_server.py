@@ -841,6 +841,7 @@ _FIELDS = (
 _ESP8266_FIELDS = [f"x-esp8266-{name}" for name in _FIELDS]
 _ESP32_FIELDS = [f"x-esp32-{name}" for name in _FIELDS]
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}")
+_ID = re.compile("[!-~]{1,64}")  # esp32FOTA: a number that is made of its MAC
 _KINDS = {  # by the mode of the request; any other is "filesystem", whichever it is
     None: "sketch", "": "sketch", "sketch": "sketch", "version": "sketch", "zip": "zip",
     "littlefs": "littlefs", "fatfs": "fatfs",
@@ -855,7 +856,7 @@ class Report(NamedTuple):
     project: str
     address: str  # IP address
     version: Version | None = None  # the one it runs
-    device: str | None = None  # MAC address, as it sent it but in upper case
+    device: str | None = None  # MAC address, as it sent it but in upper case; or its ?id=
     chip: str | None = None  # as in Facts, or ESP32_FAMILY, or ANY_ESP
     kind: str = "sketch"  # as in Release, or "filesystem": any
     free_space: int | None = None  # bytes
@@ -887,7 +888,7 @@ def _mongoose_fields(headers: Mapping[str, str]) -> tuple[Mapping[str, str], str
 def read_report(project: str, headers: Mapping[str, str], address: str, query: str = "") -> Report:
     """What the x-ESP8266-* or x-ESP32-* headers say: ESP8266httpUpdate.cpp, HTTPUpdate.cpp.
 
-    Without a version there, `?version=` or `?ver=` tells it.
+    Without a version there, `?version=` or `?ver=` tells it; without a MAC, `?id=` who it is.
 
     Raises:
         Refused: 400, a version or number in them cannot be read.
@@ -916,6 +917,8 @@ def read_report(project: str, headers: Mapping[str, str], address: str, query: s
     except ValueError as err:
         raise Refused(400, f"{names[0]}: {err}") from err
     device = mac.upper() if mac and _MAC.fullmatch(mac) else None
+    if device is None and query and _ID.fullmatch(given := parameter(query, "id")):
+        device = given
     kind = _KINDS.get(mode, "filesystem")
     free_space = None if space is None else _bytes(names[3], space)
     chip_size = None if flash is None else _bytes(names[4], flash)
@@ -1867,7 +1870,8 @@ def esp32fota_all(site: Site, request: Request) -> Reply:
 
 def _fota(site: Site, request: Request, project: str, ask: Ask) -> dict[str, str | int]:
     """Version and address of the newest image, and of filesystems of the same version."""
-    report = Report(project, request.peer, chip=ESP32_FAMILY)
+    report = read_report(project, request.headers, request.peer, request.query)
+    report = report._replace(chip=ESP32_FAMILY, version=None)  # it compares by itself
     outcome = ask(site, report, (), ())
     if isinstance(outcome, Objection):
         raise Refused(404, str(outcome))

@@ -15,7 +15,10 @@ from dataclasses import replace
 
 from ota_fleet import doctor, pages, publish, schema
 from ota_fleet.accounts import Accounts, Opening
+from ota_fleet.activity_pages import ActivityPages
+from ota_fleet.admission_pages import AdmissionPages
 from ota_fleet.api import BELOW, Api, refusal_by_path
+from ota_fleet.device_pages import DevicePages
 from ota_fleet.files import Store
 from ota_fleet.history import History
 from ota_fleet.home_pages import HomePages
@@ -23,8 +26,11 @@ from ota_fleet.ledger import Ledger
 from ota_fleet.operations import Operations
 from ota_fleet.pages import Pages
 from ota_fleet.people_pages import PeoplePages
+from ota_fleet.project_pages import ProjectPages
 from ota_fleet.registry import Registry, Sighting, normal_id
+from ota_fleet.release_pages import ReleasePages
 from ota_fleet.rules import (
+    fit_unless_pinned,
     fits_partition,
     not_again,
     not_whitelisted,
@@ -34,6 +40,7 @@ from ota_fleet.rules import (
 from ota_fleet.stock import Stock
 from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
+from ota_fleet.upload_pages import UploadPages
 from ota_server import (
     Access,
     Config,
@@ -43,6 +50,7 @@ from ota_server import (
     Request,
     Rule,
     Site,
+    fit_unasked,
     only_newer,
     own_url,
     same_image,
@@ -90,6 +98,12 @@ def extend(site: Site) -> Site:
     )
     table = (
         *HomePages(history, stock).table(),
+        *DevicePages(ledger, stock, history).table(),
+        *ProjectPages(operations, history).table(),
+        *ReleasePages(operations).table(),
+        *UploadPages(operations).table(),
+        *AdmissionPages(ledger, stock).table(),
+        *ActivityPages(ledger, history).table(),
         *PeoplePages(accounts).table(),
     )
     return with_pages(with_api(site, api), Pages(table, accounts, drop="/admin/upload"))
@@ -163,6 +177,7 @@ def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
     others: dict[Rule, Rule] = {
         only_newer: towards_target(registry.pin),
         same_image: not_again(registry.pin),
+        fit_unasked: fit_unless_pinned(registry.pin),
     }
     guards = (
         replace(each, catalog=stock) if isinstance(each, Access) else each for each in site.guards

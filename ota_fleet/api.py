@@ -162,15 +162,17 @@ def json_of(status: int, data: object, *headers: tuple[str, str]) -> Reply:
     return body_reply(status, JSON, json.dumps(data).encode(), UNCACHED, *headers)
 
 
-def file_reply(lines: Iterable[bytes], folder: str, name: str, peer: str) -> Reply:
-    """JSON lines of any length, by way of a file in `folder` that has no name there."""
+def file_reply(
+    lines: Iterable[bytes], folder: str, name: str, peer: str, kind: str = LINES
+) -> Reply:
+    """Lines of any number, by way of a file in `folder` that has no name there."""
     with unnamed_file(folder) as file:
         file.writelines(lines)
         file.flush()
         copy = FileIO(name, opener=lambda *_: os.dup(file.fileno()))
     identity = identity_of(os.fstat(copy.fileno()))
     size = identity[2]
-    entity = ("Content-Type", LINES), ("Content-Length", str(size))
+    entity = ("Content-Type", kind), ("Content-Length", str(size))
     headers = (*entity, ("Content-Disposition", attachment(name)), UNCACHED)
     return Reply(200, headers, Image(copy, size, "", "", identity), range(size), f"- {peer}")
 

@@ -40,7 +40,8 @@ CURES = {
     "token-open": "start the server with --token or --token-file; look at caches in the proxy",
     "token-clear": "use https://",
     "no-challenge": "send WWW-Authenticate with a 401",
-    "forbidden": "look at --allow, at signatures and at the project in the URL",
+    "forbidden": "look at --allow, at signatures and at the project in the URL; with --admit "
+    "whitelist, admit 5C:CF:7F:00:00:01 and 24:6F:28:00:00:01, as which this asks",
     "wrong-chip": "have a URL for each chip, or a server that looks at the device's fields",
     "not-found": "correct the path; the last part of the URL is the project",
     "bad-request": "read the reason; a wrong path and a strict proxy are the likely causes",

@@ -34,8 +34,9 @@ from ota_fleet.html import (
     when,
 )
 from ota_fleet.pages import HOME, Call, Page, may
+from ota_fleet.projects import offered
 from ota_fleet.stock import Stock
-from ota_server import Refused, base_url
+from ota_server import base_url
 
 MAX_TROUBLES = 6  # rows of a list of devices; all of them are on the page of devices
 MAX_CHARTS = 12  # projects with a chart: each is a question to the database
@@ -81,7 +82,7 @@ class HomePages:
         )  # fmt: skip
 
     def _project(self, name: str, counts: Sequence[Count], now: int, drawn: bool) -> Html:
-        newest, why = self._newest(name)
+        newest, why = offered(self.stock, name)
         devices = sum(each.devices for each in counts)
         current = sum(each.devices for each in counts if each.version == newest)
         title = a(name, url("/admin/projects", name))
@@ -98,17 +99,6 @@ class HomePages:
             bars(shares(counts, versions), f"Devices of {name} by version"),
             over_time,
         )
-
-    def _newest(self, name: str) -> tuple[str, str]:
-        """The newest version that devices get; or "", and why there is none."""
-        try:
-            releases = self.stock.releases(name)
-        except Refused as refused:
-            return "", refused.reason
-        for each in releases:
-            if not each.version.prerelease and not self.stock.is_withdrawn(each):
-                return str(each.version), ""
-        return "", "every release is withdrawn, or a pre-release"
 
     def _day(self, now: int) -> Html:
         first = now // HOUR - 23

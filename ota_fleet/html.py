@@ -145,6 +145,11 @@ def size_of(size: int) -> str:
     return f"{size / 1000:,.0f} KB" if size < 10_000_000 else f"{size / 1_000_000:,.1f} MB"
 
 
+def count(number: int, noun: str) -> str:
+    """So many of them: 1 device, 2 devices."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def badge(text: object, kind: str = "") -> Html:
     """A word that stands out; `kind` good, warn, bad, or "" for none of it."""
     return tag("span", text, class_=f"badge {kind}".strip())

@@ -17,8 +17,10 @@ SDK); elf2bin.py, signing.py (ESP8266 core); bin_signing.py (arduino-esp32); esp
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 import re
 import struct
 import zipfile
@@ -35,7 +37,9 @@ from ota_server import (
     ESP8266_FLASH,
     UNKNOWN_CHIP,
     Facts,
+    Identity,
     Version,
+    identity_of,
     inspect,
     read_name,
     unpacked,
@@ -140,6 +144,17 @@ def describe(file: FileIO, name: str = "") -> Description:
     project, version = _named(name)
     about = replace(about, named_project=project, named_version=version)
     return replace(about, version=_version(about.version_text))
+
+
+def described(path: str, name: str) -> Description:
+    """The same of what lies at `path`, which is read again only when it has changed."""
+    return _described(path, name, identity_of(os.stat(path)))
+
+
+@functools.lru_cache(maxsize=256)  # a person looks at the same few again and again
+def _described(path: str, name: str, _identity: Identity) -> Description:
+    with FileIO(path) as file:
+        return describe(file, name)
 
 
 def _version(text: str) -> Version | None:

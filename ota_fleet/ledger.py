@@ -6,15 +6,26 @@ of them. Everything goes through the registry, as its threads and promises are t
 
 from __future__ import annotations
 
+import functools
 import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from sqlite3 import Connection
 
 from ota_fleet.registry import MAX_PAGE, Registry
-from ota_fleet.rows import MAX_INTEGER, MAX_LONG, Account, Entry, Session, Token, clean
+from ota_fleet.rows import (
+    MAX_INTEGER,
+    MAX_LONG,
+    Account,
+    Entry,
+    Session,
+    Token,
+    clean,
+    escaped,
+    normal_id,
+)
 from ota_fleet.schema import transaction
 from ota_server import Refused
 
@@ -32,6 +43,10 @@ _MAKE_ROOM = """DELETE FROM session WHERE expires <= ? OR account = ? AND digest
 _HEAD = "SELECT number, digest FROM audit_head"  # PostgreSQL: FOR UPDATE where one is added
 _ENTRIES = """SELECT number, at, who, action, what, digest
 FROM audit WHERE number > ? ORDER BY number LIMIT ?"""
+_NEWEST = """SELECT number, at, who, action, what, digest FROM audit
+WHERE number < ? AND (? = '%%'
+    OR lower(who || '\t' || action || '\t' || what) LIKE lower(?) ESCAPE '!')
+ORDER BY number DESC LIMIT ?"""
 
 log = logging.getLogger("ota.ledger")
 
@@ -168,24 +183,29 @@ class Ledger:
 
     @contextmanager
     def recording(self, who: str, action: str, at: int) -> Iterator[tuple[Connection, list[str]]]:
-        """A transaction, and what the entry about it is to say; nothing there: no entry."""
+        """A transaction, and what the entry about it is to say; nothing there: no entry.
+
+        What is too long for one has several.
+        """
         what: list[str] = []
         with self.registry.writing() as connection:
             yield connection, what
-            if not what:
-                return
-            texts = clean(who), clean(action), clean(", ".join(what), MAX_LONG)
-            last, previous = connection.execute(_HEAD).fetchone()
-            entry = Entry(last + 1, at, *texts)
-            row = (*astuple(entry)[:-1], entry.follows(previous))
-            connection.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?)", row)
-            connection.execute("UPDATE audit_head SET number = ?, digest = ?", (row[0], row[-1]))
-            words = row[0], row[-1], *(text[:64] for text in texts)
-            self.registry.once_written(lambda: log.info("audit %d %s %r %r %r", *words))
+            for text in _packed(what):
+                entry = _add(connection, at, clean(who), clean(action), text)
+                self.registry.once_written(functools.partial(_tell, entry))
 
     def audit_log(self, after: int = 0, limit: int = 100) -> list[Entry]:
         """A page of entries, the oldest first, from behind the number `after`; at most MAX_PAGE."""
         rows = self.registry.rows(_ENTRIES, min(after, MAX_INTEGER), max(1, min(limit, MAX_PAGE)))
+        return [Entry(*row) for row in rows]
+
+    def latest(self, before: int = MAX_INTEGER, text: str = "", limit: int = 100) -> list[Entry]:
+        """A page of entries, the newest first, from below the number `before`; at most MAX_PAGE.
+
+        `text` stands somewhere in them; "": all.
+        """
+        text = f"%{escaped(normal_id(text))}%"
+        rows = self.registry.rows(_NEWEST, before, text, text, max(1, min(limit, MAX_PAGE)))
         return [Entry(*row) for row in rows]
 
     def verify_audit(self) -> bool:
@@ -199,6 +219,33 @@ class Ledger:
                 if (entry.number, entry.digest) != (number, digest):
                     return False
             return connection.execute(_HEAD).fetchall() == [(number, digest)]
+
+
+def _packed(words: list[str]) -> Iterator[str]:
+    """What entries say, each of as many words as fit."""
+    line = ""
+    for word in words:
+        if line and len(line) + len(word) + 2 > MAX_LONG:
+            yield line
+            line = ""
+        line = clean(f"{line}, {word}" if line else word, MAX_LONG)
+    if words:
+        yield line
+
+
+def _add(connection: Connection, at: int, who: str, action: str, what: str) -> Entry:
+    last, previous = connection.execute(_HEAD).fetchone()
+    entry = Entry(last + 1, at, who, action, what)
+    entry = replace(entry, digest=entry.follows(previous))
+    connection.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?)", astuple(entry))
+    head = "UPDATE audit_head SET number = ?, digest = ?"
+    connection.execute(head, (entry.number, entry.digest))
+    return entry
+
+
+def _tell(entry: Entry) -> None:
+    texts = (text[:64] for text in (entry.who, entry.action, entry.what))
+    log.info("audit %d %s %r %r %r", entry.number, entry.digest, *texts)
 
 
 def _account(connection: Connection, account: int) -> Account | None:

@@ -321,6 +321,8 @@ DEVICE = record(
     labels=several(text()),
     pin=text("the one version it is to run; empty: the newest"),
     admitted=flag("to its project"),
+    offered=text("the version it was given last; empty: there was a reason against it since"),
+    offers=number("how often that was, in a row, while it ran the same other version"),
 )
 NOTES = record(
     None,

@@ -206,11 +206,11 @@ class Operations:
             ),
             Operation(
                 "PATCH", "/devices/{device}", "publisher", "Sets notes, labels or pin",
-                self.annotate, body=openapi.NOTES, answer=openapi.DEVICE, anywhere=True,
+                self.annotate, body=openapi.NOTES, answer=openapi.DEVICE,
             ),
             Operation(
                 "DELETE", "/devices/{device}", "publisher", "Forgets a device, but not its "
-                "admissions", self.forget, status=204, anywhere=True,
+                "admissions", self.forget, status=204,
             ),
         )  # fmt: skip
 

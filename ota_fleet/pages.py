@@ -258,12 +258,12 @@ def with_form(call: Call) -> Call:
     body, kind = call.request.body, call.request.headers.get("content-type", "")
     assert body is not None
     if is_form(kind):
-        assert isinstance(body, FileIO)
-        parts = read_form(body, kind)
         form: dict[str, list[str]] = {}
-        for part in parts:
-            if part.filename is None:
-                form.setdefault(part.name, []).append(text_of(body, part))
+        with FileIO(body.fileno(), closefd=False) as file:
+            parts = read_form(file, kind)
+            for part in parts:
+                if part.filename is None:
+                    form.setdefault(part.name, []).append(text_of(file, part))
         return call._replace(form=form, files=[each for each in parts if each.filename is not None])
     if kind.partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
         raise Refused(415, "a page takes what its form sends")

@@ -98,7 +98,7 @@ def read_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
     option = parser.add_argument
     option("file", metavar="FILE", help="such as firmware.bin, littlefs.bin")
     option("--to", metavar="URL", required=True, help="of the server: https://ota.example")
-    text = "of a publisher; better in OTA_TOKEN: arguments stand in the list of processes"
+    text = "of a publisher; better in OTA_UPLOAD_TOKEN: arguments stand in the list of processes"
     option("--token", default="", help=text)
     option("--project", default="", help="default: what the image says")
     option("--version", default="", help="default: what the image says; with --project")
@@ -117,7 +117,7 @@ def read_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
         return Options(
             _file(given.file),
             _base(given.to),
-            _token(given.token or environ.get("OTA_TOKEN", "")),
+            _token(given.token or environ.get("OTA_UPLOAD_TOKEN", "")),
             _trusting(given.ca),
             given.project,
             given.version,
@@ -150,7 +150,9 @@ def _token(text: str) -> str:
     """It stands in a header, and never in a message."""
     text = text.strip()  # a secret of CI often ends with a line
     if not re.fullmatch("[!-~]+", text):
-        raise ValueError("a token is needed: OTA_TOKEN or --token, printable ASCII without spaces")
+        raise ValueError(
+            "a token is needed: OTA_UPLOAD_TOKEN or --token, printable ASCII without spaces"
+        )
     return text
 
 
@@ -369,7 +371,7 @@ def sentence(answer: Answer) -> str:
     if 300 <= answer.status < 400:
         said = f"it leads to {answer.headers.get('Location', 'nowhere')}: name that by --to"
         hint = ""
-    said = printable(" ".join(said.split()))[:MAX_SENTENCE]
+    said = printable(" ".join(said.split())).replace("?replace=1", "--replace")[:MAX_SENTENCE]
     return f"{status}: " + ("; ".join(filter(None, (said, hint))) or "nothing says why")
 
 

@@ -8,8 +8,8 @@
 Readers never wait for a writer, and `seen()` waits for nobody. A check-in of the last second may be
 lost when the machine dies; what the other functions wrote is on the disk when they return. Times
 (UTC seconds) come from the caller. SQL is here, in `schema.py`, which has the tables, and in rooms
-that use a registry: `files.py`, `history.py`, `ledger.py`, `stock.py`. It is what SQLite and
-PostgreSQL share, but where it says otherwise; values are parameters only.
+that use a registry: `files.py`, `history.py`, `ledger.py`, `projects.py`, `stock.py`. It is what
+SQLite and PostgreSQL share, but where it says otherwise; values are parameters only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, Generic, TypeVar
@@ -95,18 +95,30 @@ DELETE FROM device WHERE id IN (
 RETURNING id
 """
 _FORGET_VISITS = "DELETE FROM visit WHERE device = ?"
-_DEVICES = """
-SELECT id, project, chip, version, image, free_space, sdk, address, first_seen, last_seen,
-    downloads, notes, labels, pin, EXISTS (SELECT 1 FROM admission
-        WHERE admission.project = device.project AND admission.device = device.id)
-FROM device WHERE """
+_FIELDS = """SELECT id, project, chip, version, image, free_space, sdk, address,
+    first_seen, last_seen, downloads, notes, labels, pin, """
+# To its project, whose alias it may say.
+_ADMITTED = """EXISTS (SELECT 1 FROM admission WHERE admission.device = device.id
+    AND admission.project IN (device.project,
+        (SELECT alias.project FROM alias WHERE alias.name = device.project)))"""
+_DEVICES = _FIELDS + _ADMITTED + ", offered, offers FROM device WHERE "
 # Labels are a line each, so that one is found as it is and no part of another. A tab keeps the
-# fields apart. lower() is for ASCII in SQLite, for all letters in PostgreSQL.
-_FOUND = """(? = '' OR chip = ?) AND (? = '' OR version = ?)
+# fields apart. lower() is for ASCII in SQLite, for all letters in PostgreSQL. The + keeps away an
+# index that would take the place of the order's.
+_FOUND = """+last_seen >= ? AND +last_seen < ? AND (? = '' OR chip = ?) AND (? = '' OR version = ?)
     AND (? = '' OR replace(labels, ?, '') <> labels)
     AND (? = '%%' OR lower(id || '\t' || project || '\t' || chip || '\t' || version
     || '\t' || address || '\t' || notes || '\t' || labels) LIKE lower(?) ESCAPE '!')"""
 _OF_PROJECT = "project = ? AND "
+_ALSO_CALLED = """project IN (SELECT ? UNION ALL SELECT name FROM alias WHERE alias.project = ?)
+    AND """
+STATES = {  # in which devices may be looked for
+    "": "",
+    "admitted": _ADMITTED + " AND ",
+    "unknown": "NOT " + _ADMITTED + " AND ",
+    "failing": "offers >= 3 AND ",
+    "pinned": "pin <> '' AND ",
+}
 _SORTED = {  # what is behind a place, and the order
     "id": (" AND id > ?", " ORDER BY id LIMIT ?"),
     "-id": (" AND id < ?", " ORDER BY id DESC LIMIT ?"),
@@ -116,6 +128,9 @@ _SORTED = {  # what is behind a place, and the order
     "-last_seen": (" AND (last_seen, id) < (?, ?)", " ORDER BY last_seen DESC, id DESC LIMIT ?"),
 }
 _VERSIONS = "SELECT version, id FROM device WHERE "
+_COUNT = "SELECT COUNT(*) FROM device WHERE "
+_CHIPS = "SELECT DISTINCT chip FROM device WHERE chip <> '' ORDER BY chip LIMIT ?"
+_LABELS = "SELECT DISTINCT labels FROM device WHERE labels <> '[]' LIMIT ?"
 _ADMISSIONS = """SELECT device FROM admission WHERE project = ? AND device > ?
 ORDER BY device LIMIT ?"""
 _NOTE = """UPDATE device SET notes = COALESCE(?, notes), labels = COALESCE(?, labels),
@@ -316,10 +331,9 @@ class Registry:
         """A page of devices, from behind a place(); at most MAX_PAGE.
 
         Raises:
-            KeyError: there is no such order.
+            KeyError: there is no such order, or state.
         """
-        where = (_OF_PROJECT if search.project else "") + _FOUND
-        values = (*filter(None, (clean(search.project),)), *search.values())
+        where, values = self._where(search)
         after = [clean(each) if isinstance(each, str) else each for each in after]
         limit = max(1, min(limit, MAX_PAGE))
         if search.sort.endswith("version"):
@@ -327,6 +341,24 @@ class Registry:
         behind, order = _SORTED[search.sort]
         statement = _DEVICES + where + (behind if after else "") + order
         return [Device.of(row) for row in self.rows(statement, *values, *after, limit)]
+
+    def _where(self, search: Search) -> tuple[str, tuple[str | int, ...]]:
+        """What a search is in SQL. KeyError: there is no such state."""
+        names, of_project = [clean(search.project)] * bool(search.project), ""
+        if names:  # with an alias there is no index for the order
+            also = self.rows("SELECT 1 FROM alias WHERE project = ? LIMIT 1", *names)
+            of_project, names = (_ALSO_CALLED, names * 2) if also else (_OF_PROJECT, names)
+        return STATES[search.state] + of_project + _FOUND, (*names, *search.values())
+
+    def count(self, search: Search) -> int:
+        """How many devices there are of a search."""
+        where, values = self._where(search)
+        return int(self.rows(_COUNT + where, *values)[0][0])
+
+    def words(self) -> tuple[list[str], list[str]]:
+        """The chips that devices have, and the labels."""
+        lists = [json.loads(text) for (text,) in self.rows(_LABELS, MAX_PAGE)]
+        return [chip for (chip,) in self.rows(_CHIPS, MAX_PAGE)], sorted({*chain(*lists)})
 
     def _by_version(
         self, query: Sequence[Any], sort: str, after: Sequence[str | int], limit: int

@@ -60,11 +60,14 @@ class Device:
     labels: tuple[str, ...]
     pin: str  # the one version it is to run; "": none
     admitted: bool  # to its project
+    offered: str = ""  # the version that it was given last; "": an objection came since
+    offers: int = 0  # how often, in a row
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:
         """Reads a row, in which the labels are JSON."""
-        values: list[Any] = [*row[:-3], tuple(json.loads(row[-3])), row[-2], bool(row[-1])]
+        labels, pin, admitted, *rest = row[-5:]
+        values: list[Any] = [*row[:-5], tuple(json.loads(labels)), pin, bool(admitted), *rest]
         return cls(*values)
 
 
@@ -77,18 +80,22 @@ class Search(NamedTuple):
     version: str = ""
     label: str = ""
     sort: str = "id"  # or project, version, last_seen; with "-" in front: downwards
+    state: str = ""  # as in the registry's STATES
+    since: int = 0  # last seen, UTC seconds
+    until: int = MAX_INTEGER  # UTC seconds; from then on it is too late
 
     def place(self, device: Device) -> tuple[str | int, ...]:
         """Where a device stands in the list: what comes behind it is the next page."""
         by = self.sort.removeprefix("-")
         return (device.id,) if by == "id" else (getattr(device, by), device.id)
 
-    def values(self) -> tuple[str, ...]:
-        """All but the project and the order, as the registry's statement takes them."""
+    def values(self) -> tuple[str | int, ...]:
+        """All but project, state and order, as the registry's statement takes them."""
         label = "\n" + json.dumps(clean(self.label), ensure_ascii=False) if self.label else ""
-        text = re.sub("([!%_])", r"!\1", normal_id(self.text))
+        text = escaped(normal_id(self.text))
         chip, version = clean(self.chip), clean(self.version)
-        return chip, chip, version, version, label, label, f"%{text}%", f"%{text}%"
+        words = chip, chip, version, version, label, label, f"%{text}%", f"%{text}%"
+        return self.since, self.until, *words
 
 
 def by_version(
@@ -198,6 +205,16 @@ _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:.-]?){5}[0-9A-Fa-f]{2}")
 def clean(text: object, most: int = MAX_TEXT) -> str:
     """Text that any database takes: cut, without NUL and halves of surrogate pairs."""
     return str(text)[:most].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def escaped(text: str) -> str:
+    """Text that stands for itself in LIKE ... ESCAPE '!'."""
+    return re.sub("([!%_])", r"!\1", text)
+
+
+def is_mac(text: str) -> bool:
+    """Whether it is a MAC address, however it is written."""
+    return _MAC.fullmatch(text.strip()) is not None
 
 
 def normal_id(text: str) -> str:

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
-from ota_server import Objection, Release, Report, Rule, Version, only_newer, same_image, shown
+from ota_server import (
+    Objection,
+    Release,
+    Report,
+    Rule,
+    Version,
+    fit_unasked,
+    only_newer,
+    same_image,
+    shown,
+)
+
+FINAL = Version.parse("1.0.0")  # any version that is no pre-release
 
 
 def not_whitelisted(is_admitted: Callable[[str, str | None], bool]) -> Rule:
@@ -92,4 +105,19 @@ def _not_again(pin_of: Callable[[str], str], report: Report, release: Release) -
     pin = pin_of(report.device) if objection and report.device else ""
     if objection and pin and release.version != Version.parse(pin):
         return objection._replace(final=False)
+    return objection
+
+
+def fit_unless_pinned(pin_of: Callable[[str], str]) -> Rule:
+    """fit_unasked, but a device that is pinned to a pre-release may have it."""
+    return functools.partial(_fit_unless_pinned, pin_of)
+
+
+def _fit_unless_pinned(
+    pin_of: Callable[[str], str], report: Report, release: Release
+) -> Objection | None:
+    objection = fit_unasked(report, release)
+    pin = pin_of(report.device) if objection and report.device else ""
+    if pin and release.version == Version.parse(pin):  # all but that still holds
+        return fit_unasked(report, replace(release, version=FINAL))
     return objection

@@ -24,7 +24,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 from ota_fleet.files import PIECE, room
 from ota_fleet.forms import Part, is_form, parameters, read_form, text_of
-from ota_fleet.image import Description, describe
+from ota_fleet.image import Description, describe, described
 from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Turn
 from ota_fleet.rows import MAX_LONG, Draft, Stocked, StoredRelease, check_name, clean
@@ -50,8 +50,8 @@ FIELDS = ("project", "version", "notes", "replace")  # of a form
 SWITCHES = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True}
 SWITCHES |= {"yes": True, "on": True}
 HOW = (
-    "PUT it to /api/v1/projects/<project>/releases/<version>, or call the file "
-    "<project>-<version>.bin"
+    "publish has --project and --version, a form fields of these names, the API PUT "
+    "/api/v1/projects/<project>/releases/<version>; or call the file <project>-<version>.bin"
 )
 _OF_IMAGES = ("x-MD5", "x-SHA256")  # the other fields are about a body, which may be a form
 _LENGTHS = {"md5": 16, "sha256": 32}  # bytes
@@ -94,6 +94,14 @@ class Look(NamedTuple):
     project: str  # that it would go to; "": nobody knows
     version: str  # that it would be
     problems: tuple[str, ...]  # sentences: why it cannot be published like this
+
+
+class Advised(Refused):
+    """A refusal with advice for programs; a person reads the sentence alone, and sees a page."""
+
+    def __init__(self, status: int, sentence: str, advice: str) -> None:
+        super().__init__(status, f"{sentence}: {advice}")
+        self.sentence = sentence
 
 
 class Publisher(Protocol):
@@ -193,6 +201,13 @@ class Uploads:
             draft = self._stock.store.put_draft(body, name, who, int(self._now()))
         return self.look_again(draft.id)
 
+    def look_into(self, form: FileIO, part: Part, who: str) -> Look:
+        """look() at a file of a form."""
+        self._check_size(part.size)
+        with room(), unnamed_file(self._config.state) as body:
+            _copy(form, part, body)
+            return self.look(body, part.filename or "", who)
+
     def look_again(self, draft: int, upload: Upload = NOTHING) -> Look:
         """What is inside a draft, and what publish_draft() would say.
 
@@ -200,8 +215,10 @@ class Uploads:
             Refused: 404, it is gone; 503, what the folder has is not to be known just now.
         """
         found = self._draft(draft)
-        with self._opened(found) as body:
-            about = describe(body, found.name)
+        try:
+            about = described(self._stock.store.path(found.sha256), found.name)
+        except FileNotFoundError as err:
+            raise _gone() from err
         project, version, problems = self._problems(about, _of_draft(upload, found))
         return Look(found, about, project, version, tuple(problems))
 
@@ -213,7 +230,11 @@ class Uploads:
     def publish_draft(self, draft: int, upload: Upload, who: str) -> tuple[Stocked, bool]:
         """take() of a draft, which ends with it; the file's name is the draft's."""
         found = self._draft(draft)
-        with self._opened(found) as body:
+        try:
+            body = FileIO(self._stock.store.path(found.sha256))
+        except FileNotFoundError as err:
+            raise _gone() from err
+        with body:
             done = self.take(body, _of_draft(upload, found), who)
         self._stock.store.drop_draft(draft)
         return done
@@ -228,12 +249,6 @@ class Uploads:
         if draft not in found:
             raise _gone()
         return found[draft]
-
-    def _opened(self, draft: Draft) -> FileIO:
-        try:
-            return FileIO(self._stock.store.path(draft.sha256))
-        except FileNotFoundError as err:
-            raise _gone() from err
 
     def _problems(self, about: Description, upload: Upload) -> tuple[str, str, list[str]]:
         """Project and version that an image would have, "" if nobody knows, and what is wrong."""
@@ -288,12 +303,12 @@ class Uploads:
         """The project's own name. Refused: 403, 404 or 422."""
         wanted = upload.project or about.project or about.named_project
         if not wanted:
-            raise Refused(422, f"nothing says which project this is: {HOW}")
+            raise Advised(422, "nothing says which project this is", HOW)
         project = self._stock.project(wanted)
         if project is None:
             check_name(wanted)
-            reason = f"there is no project {wanted}: create it first, PUT /api/v1/projects/{wanted}"
-            raise Refused(404, reason)
+            advice = f"create it first, PUT /api/v1/projects/{wanted}"
+            raise Advised(404, f"there is no project {wanted}", advice)
         if upload.only and self._stock.resolve(upload.only) != project.name:
             raise Refused(403, f"this token is for {shown(upload.only)}, not {shown(wanted)}")
         if about.project and self._stock.resolve(about.project) != project.name:
@@ -312,11 +327,9 @@ class Uploads:
         images = (each.release.facts.chip for each in self._stock.images(project))
         allowed = (found.chips if found else ()) or sorted(set(images) - {"", UNKNOWN_CHIP})
         if about.chip and allowed and about.chip not in allowed:
-            reason = (
-                f"the image is for {about.chip}, {shown(project)} for {', '.join(allowed)}: if "
-                f'that is meant, PUT /api/v1/projects/{project} with all of its "chips" first'
-            )
-            raise Refused(409, reason)
+            reason = f"the image is for {about.chip}, {shown(project)} for {', '.join(allowed)}"
+            advice = f'PUT /api/v1/projects/{project} with all of its "chips" first'
+            raise Advised(409, reason, f"if that is meant, {advice}")
 
     def _check_partition(self, about: Description, project: str) -> None:
         """Refused: 409, no device of the project has room for it."""
@@ -340,8 +353,8 @@ class Uploads:
         newest = max(rivals, default=version)
         if newest in rivals and version <= newest:
             there = "is there already" if version == newest else f"is lower than {newest}"
-            reason = f"{version} of {shown(project)} {there}: choose a higher one, or ?replace=1"
-            raise Refused(409, reason)
+            reason = f"{version} of {shown(project)} {there}"
+            raise Advised(409, reason, "choose a higher one, or ?replace=1")
 
     def _row(
         self, about: Description, project: str, version: Version, upload: Upload, who: str
@@ -411,7 +424,7 @@ def _noted(problems: list[str]) -> Iterator[None]:
     try:
         yield
     except Refused as refused:
-        problems.append(refused.reason)
+        problems.append(refused.sentence if isinstance(refused, Advised) else refused.reason)
 
 
 # -- What a request says ---------------------------------------------------------------------------
@@ -495,7 +508,7 @@ def _version(about: Description, upload: Upload) -> Version:
         if version := about.version or about.named_version:
             return version
         own = f"; the image calls itself {shown(about.version_text)}" * bool(about.version_text)
-        raise Refused(422, f"nothing says which version this is: {HOW}{own}")
+        raise Advised(422, "nothing says which version this is", HOW + own)
     try:
         version = Version.parse(upload.version)
     except ValueError as err:

@@ -195,14 +195,14 @@ def test_platformio_publishes_at_a_server(project: Project, shelf: Path) -> None
         made.ask("PUT", "/projects/sensor-esp32", {})
         token = made.token()
         for _ in range(2):
-            done = project.build(made.url, OTA_TOKEN=token)
+            done = project.build(made.url, OTA_UPLOAD_TOKEN=token)
             assert (done.returncode, done.stdout.count("is published at")) == (0, 2)
         names = {each["name"] for each in made.releases("sensor-esp32")}
         assert names == {"sensor-esp32-1.0.0.bin", "sensor-esp32-1.0.0.littlefs.bin"}
         done = project.build(made.url)
         assert (done.returncode, "1.0.0.bin is not published at" in done.stdout) == (2, True)
         assert re.search(r": 401 .*token", done.stdout)
-        done = project.build("http://127.0.0.1:1", OTA_TOKEN=token)
+        done = project.build("http://127.0.0.1:1", OTA_UPLOAD_TOKEN=token)
         assert (done.returncode, "Connection refused" in done.stdout) == (2, True)
 
 
@@ -257,9 +257,9 @@ def test_the_workflow_publishes(tmp_path: Path, shelf: Path) -> None:
         given = {**step["env"], "GITHUB_REF_NAME": "v1.0.0", "OTA_URL": made.url}
         token = made.token(project="sensor-esp32")
         for _ in range(2):
-            done = bash(step["run"], tmp_path, **{**given, "OTA_TOKEN": token})
+            done = bash(step["run"], tmp_path, **{**given, "OTA_UPLOAD_TOKEN": token})
             assert (done.returncode, token in done.stdout + done.stderr) == (0, False)
         (release,) = made.releases("sensor-esp32")
-        done = bash(step["run"], tmp_path, **{**given, "OTA_TOKEN": "other"})
+        done = bash(step["run"], tmp_path, **{**given, "OTA_UPLOAD_TOKEN": "other"})
         assert (done.returncode, '"status": 401' in done.stdout) == (22, True)
     assert (release["version"], release["name"]) == ("1.0.0", "sensor-esp32-1.0.0.bin")

@@ -1,8 +1,8 @@
 """The target `publish` for platformio.ini: brings what was built to the server.
 
-`custom_ota_to` is the URL of a server with --state, which wants a token in OTA_TOKEN, or a folder
-that a server reads. There a file gets its name last, so that no half one is ever seen. A server's
-own certificate is trusted if SSL_CERT_FILE names it.
+`custom_ota_to` is the URL of a server with --state, which wants a token in OTA_UPLOAD_TOKEN, or a
+folder that a server reads. There a file gets its name last, so that no half one is ever seen. A
+server's own certificate is trusted if SSL_CERT_FILE names it.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ def upload(file, server, project, version):
     """Sends the file; the same one again does no harm."""
     image = file.read_bytes()
     fields = {
-        "Authorization": "Bearer " + os.environ.get("OTA_TOKEN", "").strip(),
+        "Authorization": "Bearer " + os.environ.get("OTA_UPLOAD_TOKEN", "").strip(),
         "Content-Type": "application/octet-stream",
         "x-MD5": hashlib.md5(image).hexdigest(),  # noqa: S324 - for damage on the way
     }

@@ -173,6 +173,7 @@ DEVICE, LAMPS, FIRST = (
     "projects/lamp/releases/1.0.0",
 )
 FOLDER = "projects/firmware/releases/1.10.0"
+OWN = f"devices/{MACS[1]}"  # a device of lamp
 GREET = {"email": "Bob@Example.org", "password": "0123456789", "role": "viewer"}
 DONE: list[tuple[Any, ...]] = [  # role, method, path, body, status, what the answer holds
     ("", "GET", "openapi.json", None, 200, {"openapi": "3.1.0"}),
@@ -459,6 +460,8 @@ REFUSED: list[tuple[Any, ...]] = [  # role, method, path, body, status, what the
     ("lamp", "GET", DEVICE, None, 403, "'lamp' only"),
     ("lamp", "PATCH", DEVICE, {}, 403, "'lamp' only"),
     ("lamp", "DELETE", DEVICE, None, 403, "'lamp' only"),
+    ("lamp", "PATCH", OWN, {"pin": "0.0.1"}, 403, "'lamp' only"),  # any device may say it is one
+    ("lamp", "DELETE", OWN, None, 403, "'lamp' only"),
     ("lamp", "GET", "projects/firmware", None, 403, "'lamp' only"),
     ("lamp", "POST", "releases", esp32_image("firmware", "2.0.0"), 403, "'lamp'"),
     ("lamp", "PUT", "projects/firmware/releases/2.0.0", PLAIN, 403, "'lamp' only"),

@@ -193,7 +193,7 @@ def run(firmware: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     def run(stage: Stage, *options: str | Path, file: Path = firmware) -> Outcome:
         waits: list[float] = []
         argv = [str(file), "--to", stage.url, *map(str, options)]
-        status = main(argv, {"OTA_TOKEN": TOKEN}, waits.append)
+        status = main(argv, {"OTA_UPLOAD_TOKEN": TOKEN}, waits.append)
         out, err = capsys.readouterr()
         assert TOKEN not in out + err
         return Outcome(status, out, err, waits)
@@ -380,7 +380,7 @@ def test_wrong_usage_is_2_and_one_line(
     (tmp_path / "f.bin").write_bytes(b"\xe9\xff")
     (tmp_path / "large.md").write_text("a" * 4097)
     argv, words = WRONG[row]
-    assert main(argv, {"OTA_TOKEN": TOKEN}) == 2
+    assert main(argv, {"OTA_UPLOAD_TOKEN": TOKEN}) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert words in err
@@ -388,7 +388,7 @@ def test_wrong_usage_is_2_and_one_line(
 
 def test_no_token_is_2(firmware: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(firmware), "--to", "http://a"], {}) == 2
-    assert "OTA_TOKEN or --token" in capsys.readouterr().err
+    assert "OTA_UPLOAD_TOKEN or --token" in capsys.readouterr().err
 
 
 def test_help_is_0_and_says_what_the_statuses_mean(capsys: pytest.CaptureFixture[str]) -> None:
@@ -653,7 +653,7 @@ def test_a_terminal_shows_how_far_it_is(tmp_path: Path) -> None:
     file = tmp_path / "large.bin"
     file.write_bytes(image)
     with acting(saying(b""), taking(image, CONTINUE)) as stage:
-        ended = on_terminal(command(file, "--to", stage.url), {"OTA_TOKEN": TOKEN})
+        ended = on_terminal(command(file, "--to", stage.url), {"OTA_UPLOAD_TOKEN": TOKEN})
     assert (ended.status, TOKEN in ended.shown + ended.out) == (0, False)
     lost, *bars = ended.shown.replace("\r\n", "\n").split("\r")
     assert lost == "the connection was lost; once more in 1 s\n"
@@ -674,7 +674,7 @@ def test_a_large_file_takes_no_more_memory_than_a_small_one(tmp_path: Path) -> N
         image, file = bytes(size), tmp_path / f"{size}.bin"
         file.write_bytes(image)
         with acting(taking(image, CONTINUE)) as stage:
-            ended = on_terminal(command(file, "--to", stage.url), {"OTA_TOKEN": TOKEN})
+            ended = on_terminal(command(file, "--to", stage.url), {"OTA_UPLOAD_TOKEN": TOKEN})
         assert ended.status == 0
         peaks.append(ended.peak)
     assert peaks[1] - peaks[0] < 2048
@@ -693,7 +693,7 @@ def test_a_token_from_the_environment_is_not_in_the_list_of_processes(firmware: 
         acting(look) as stage,
         subprocess.Popen(
             command(firmware, "--to", stage.url),
-            env={"OTA_TOKEN": f"{TOKEN}\n"},
+            env={"OTA_UPLOAD_TOKEN": f"{TOKEN}\n"},
             stderr=subprocess.PIPE,
             text=True,
         ) as process,
@@ -716,7 +716,7 @@ def test_ctrl_c_is_one_line(firmware: Path) -> None:
         acting(act) as stage,
         subprocess.Popen(
             command(firmware, "--to", stage.url),
-            env={"OTA_TOKEN": TOKEN},
+            env={"OTA_UPLOAD_TOKEN": TOKEN},
             stderr=subprocess.PIPE,
             text=True,
         ) as process,
@@ -774,7 +774,7 @@ class Shop:
         """The command in this process."""
         to = ("--to", self.url) if "--to" not in argv else ()
         ca = ("--ca", self.script.ca) if self.script.ca else ()
-        return main([*map(str, (*argv, *to, *ca))], {"OTA_TOKEN": token}, lambda _: None)
+        return main([*map(str, (*argv, *to, *ca))], {"OTA_UPLOAD_TOKEN": token}, lambda _: None)
 
 
 @contextlib.contextmanager
@@ -901,7 +901,7 @@ PROBLEMS: dict[str, tuple[bytes, tuple[str, ...], str]] = {
         "the image says it is 1.3.0, not 1.4.0",
     ),
     "no-version": (NEWER, ("--project", "sensor", "--version", "new"), "'new' is no version"),
-    "lower": (esp32_image("sensor", "1.1.0"), (), "or ?replace=1"),
+    "lower": (esp32_image("sensor", "1.1.0"), (), "or --replace"),
     "equal": (esp32_image("sensor", "1.2.0", payload=b"other"), (), "1.2.0 of 'sensor' is there"),
     "other-chip": (esp32_image("sensor", "1.3.0", chip_id=9), (), "the image is for esp32s3"),
     "damaged": (DAMAGED, (), "is damaged or half copied"),
@@ -977,7 +977,7 @@ def test_a_server_without_state_says_so(shelf: Path, run: Run) -> None:
 def test_the_command_publishes_by_the_script(shelf: Path, firmware: Path) -> None:
     with shop(shelf) as made:
         argv = command(firmware, "--to", made.url)
-        env = {"OTA_TOKEN": made.token()}
+        env = {"OTA_UPLOAD_TOKEN": made.token()}
         done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("sensor 1.2.0 is published: http://127.0.0.1:")

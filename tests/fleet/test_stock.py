@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -842,6 +843,21 @@ def test_pinned_device_gets_its_version_or_nothing(
         assert str(outcome.version) == wanted[0]
     else:
         assert isinstance(outcome, Objection)
+
+
+def test_pre_release_goes_to_who_is_pinned_to_it_and_to_nobody_else(folder: Path) -> None:
+    with publishing(folder) as site, standing(site) as stand:
+        for version in ("1.1.0", "2.0.0-rc.1"):
+            publish(site, f"/projects/lamp/releases/{version}", image(version))
+        start = functools.partial(Esp8266, host="127.0.0.1", port=stand.port, path="/lamp")
+        other = start(image=image("1.0.0"), mac="5C:CF:7F:00:00:02")
+        assert (other.update(), other.version) == ("HTTP_UPDATE_OK", "1.1.0")
+        device = start(image=image("1.1.0"))
+        assert device.update() == "HTTP_UPDATE_NO_UPDATES"
+        wait_until(lambda: stock_of(site)._registry.annotate(device.mac, pin="2.0.0-rc.1"))
+        assert (device.update(), device.version) == ("HTTP_UPDATE_OK", "2.0.0-rc.1")
+        assert device.update() == "HTTP_UPDATE_NO_UPDATES"
+        assert other.update() == "HTTP_UPDATE_NO_UPDATES"
 
 
 def test_pinned_device_goes_down_and_stays_there(folder: Path) -> None:

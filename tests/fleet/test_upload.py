@@ -479,11 +479,10 @@ REFUSALS = [
     pytest.param(TO, LAMP, ("Repr-Digest: sha-256=eA==",), 400, "no digest by sha256", id="no-b64"),
     pytest.param(TO, LAMP, ("Content-Disposition: attachment; x",), 400, "name=value",
         id="disposition"),
-    pytest.param("/releases", LAMP, (), 422, "nothing says which project this is: PUT it to "
-        "/api/v1/projects/<project>/releases/<version>, or call the file <project>-<version>.bin",
-        id="no-project"),
+    pytest.param("/releases", LAMP, (), 422, "nothing says which project this is: publish has "
+        "--project and --version", id="no-project"),
     pytest.param("/projects/lamp/releases", LAMP, (), 422, "nothing says which version this is: "
-        "PUT it to", id="no-version"),
+        "publish has", id="no-version"),
     pytest.param("/projects/lamp/releases", esp32_image("lamp", "build-7"), (), 422,
         "the image calls itself 'build-7'", id="no-readable-version"),
     pytest.param("/projects/lamp/releases/newest", LAMP, (), 422, "'newest' is no version",
@@ -869,7 +868,7 @@ LARGE = esp8266_image("lamp", "1.3.0", payload=bytes(99_999))
         (
             esp8266_image("door", "1.0.0"),
             "door-1.0.0.bin",
-            ["there is no project door: create it first"],
+            ["there is no project door"],
         ),
         (littlefs_image(), "", ["nothing says which project", "nothing says which version"]),
         (LARGE, "lamp-1.3.0.bin", ["no device could take it"]),

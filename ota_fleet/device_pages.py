@@ -1,0 +1,505 @@
+"""The pages of devices: all of them, as far as somebody looks for them, and each by itself.
+
+    ?q&project&state... -> Search -> a page of the table, or all of it as CSV
+    a device -> what is known, what it will get and why not more, what was decided, what to change
+
+Each change is told by the audit, in the same transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypedDict
+
+from ota_fleet.api import file_reply, write_cursor
+from ota_fleet.device_lists import (
+    COLUMNS,
+    SILENT,
+    SORTS,
+    asked,
+    cells_of,
+    counted,
+    csv_line,
+    label_line,
+    newest_first,
+    place_of,
+    search_of,
+)
+from ota_fleet.history import DAY, MONTH, History, Visit
+from ota_fleet.html import (
+    Head,
+    Html,
+    Sheet,
+    a,
+    area,
+    asking,
+    badge,
+    button,
+    card,
+    cards,
+    check,
+    choice,
+    code,
+    details,
+    facts,
+    field,
+    form,
+    hidden,
+    join,
+    note,
+    page,
+    pager,
+    size_of,
+    table,
+    tag,
+    url,
+    when,
+)
+from ota_fleet.ledger import Ledger
+from ota_fleet.outlook import Outlook, outlook_of, outlooks, verdict
+from ota_fleet.pages import Call, Page, See, may
+from ota_fleet.registry import MAX_PAGE, Device, Search
+from ota_fleet.rows import MAX_LONG, MAX_TEXT
+from ota_fleet.stock import Stock
+from ota_server import Refused, Release, Reply, Site, Version, shown
+
+DEVICES, EXPORT, ADMISSIONS, ACTIVITY = (
+    f"/admin/{name}" for name in ("devices", "devices.csv", "admissions", "activity")
+)
+ROWS = 50  # of a page
+MAX_RELEASES = 25  # of which it is said why a device does not get them
+FAILING = 3  # times that a device was given what it does not run
+STATE_NAMES = {
+    "": "any",
+    "failing": "failing: given one version again and again",
+    SILENT: "silent: not seen for a day",
+    "unknown": "unknown: not admitted",
+    "admitted": "admitted",
+    "pinned": "pinned to a version",
+}
+DONE = {
+    "admit": "admitted",
+    "expel": "not admitted any more",
+    "label": "labelled",
+    "unlabel": "without the label",
+    "forget": "forgotten",
+}
+BULK = join(  # the first is what Enter in the field does
+    button(text, "danger" if do == "forget" else "", name="do", value=do)
+    for text, do in (("Add label", "label"), ("Remove label", "unlabel"), ("Admit", "admit"),
+                     ("Expel", "expel"), ("Forget", "forget"))
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePages:
+    """The pages, and what they work on."""
+
+    ledger: Ledger
+    stock: Stock
+    history: History
+    now: Callable[[], float] = time.time
+
+    def table(self) -> tuple[Page, ...]:
+        """Their rows."""
+        return (
+            Page(DEVICES, "viewer", self.show_devices, self.change_devices, link="Devices"),
+            Page(EXPORT, "viewer", self.export),
+            Page(f"{DEVICES}/{{device}}", "viewer", self.show_device, self.change_device),
+        )
+
+    # -- All devices
+
+    def show_devices(self, call: Call) -> Sheet:
+        """GET devices."""
+        words, now = asked(call), int(self.now())
+        search = search_of(words, now)
+        registry = self.ledger.registry
+        found = registry.devices(search, place_of(call, search), ROWS + 1)
+        count = registry.count(search)
+        rows = [self._row(call, each, now) for each in found[:ROWS]]
+        more = write_cursor(search.place(found[ROWS - 1])) if len(found) > ROWS else ""
+        again = url(DEVICES, **words) if call.asked("cursor") else ""
+        pages = pager(again, url(DEVICES, **words, cursor=more) if more else "", counted(count))
+        heads = [*_heads(words), "State", "Will get"]
+        heads = ["", *heads] if may(call.actor, "publisher") else heads
+        empty = "No device is like this." if words else "No device has asked yet."
+        live = tag("div", table(heads, rows, "Devices", empty), id="devices", class_="live",
+                   data_live=15)  # fmt: skip
+
+        body = _bulk(call, words, live) if rows and may(call.actor, "publisher") else live
+        return page("Devices", card("", self._filters(words)), card("", body, pages, _ways(words)))
+
+    def _filters(self, words: Mapping[str, str]) -> Html:
+        chips, labels = self.ledger.registry.words()
+        versions = {each.version for each in self.history.counts(int(self.now())) if each.version}
+        return asking(
+            DEVICES,
+            field("Search", "q", words.get("q", ""), type="search",
+                  hint="A MAC address, or any part."),
+            choice("Project", "project", _any(self.stock.projects(), words.get("project", "")),
+                   words.get("project", "")),
+            choice("Runs", "version", _any(newest_first(versions), words.get("version", "")),
+                   words.get("version", "")),
+            choice("Chip", "chip", _any(chips, words.get("chip", "")), words.get("chip", "")),
+            choice("State", "state", STATE_NAMES.items(), words.get("state", "")),
+            choice("Label", "label", _any(labels, words.get("label", "")), words.get("label", "")),
+            hidden(sort=words["sort"]) if "sort" in words else None,
+            class_="filters",
+        )  # fmt: skip
+
+    def _row(self, call: Call, device: Device, now: int) -> list[object]:
+        box = tag("input", type="checkbox", name="device", value=device.id,
+                  aria_label=f"Select {device.id}")  # fmt: skip
+        labels = [a(badge(each), url(DEVICES, label=each)) for each in device.labels]
+        outlook = outlook_of(call.site, device)
+        cells = [
+            join(a(device.id, url(DEVICES, device.id)), labels, between=" "),
+            _word(device.project),
+            _word(device.version),
+            when(device.last_seen, now),
+            _word(device.chip),
+            join(self._states(call.site, device, now), between=" "),
+            tag("span", outlook.word, title=outlook.reason),
+        ]
+        return [box, *cells] if may(call.actor, "publisher") else [*cells]
+
+    def _states(self, site: Site, device: Device, now: int) -> Iterator[Html]:
+        """What is not as usual."""
+        if device.offers >= FAILING and device.last_seen >= now - MONTH:
+            yield badge("failing", "bad")
+        if device.last_seen < now - DAY:
+            yield badge(SILENT, "warn")
+        if not device.admitted and self._is_closed(site, device.project):
+            yield badge("unknown", "warn")
+        if device.pin:
+            yield badge(f"pinned {device.pin}")
+
+    def _is_closed(self, site: Site, project: str) -> bool:
+        """Whether one must be admitted to a project."""
+        return (self.stock.admit(project) or site.config.admit).lower() != "open"
+
+    def change_devices(self, call: Call) -> See | Sheet:
+        """POST devices: something with all those that are ticked."""
+        do, chosen = call.given("do"), list(dict.fromkeys(call.all_given("device")))
+        found = [each for each in map(self.ledger.registry.device, chosen) if each]
+        if do not in DONE:
+            raise Refused(422, "the form does not say what to do")
+        if not found:
+            raise Refused(422, "tick the devices that are meant")
+        here = url(DEVICES, **asked(call), cursor=call.asked("cursor"))
+        if do == "forget" and not call.given("sure"):
+            return _sure(call, here, found)
+        done = self._all(call, do, found)
+        left = f", {len(found) - done} were so before" if done < len(found) else ""
+        return See(here, f"{counted(done)} {DONE[do]}{left}.")
+
+    def _all(self, call: Call, do: str, found: Sequence[Device]) -> int:
+        """How many devices were changed; ValueError: there is no such label."""
+        if do in {"admit", "expel"}:
+            return self._admit(call, found, do)
+        if do == "forget":
+            return self._forget(call, found)
+        label = call.given("with").strip()
+        if not label:
+            raise ValueError("fill in which label is meant")
+        with self._recording(call, "annotate device") as what:
+            for each in found:
+                before = set(each.labels)
+                after = before | {label} if do == "label" else before - {label}
+                if after != before and self.ledger.registry.annotate(each.id, labels=after):
+                    what.append(told(each, {"labels": sorted(after)}))
+            return len(what)
+
+    def _admit(self, call: Call, found: Iterable[Device], do: str) -> int:
+        """Admits to the project that each asks for, or takes that back; how many it changed."""
+        registry = self.ledger.registry
+        change, word = (registry.admit, "to") if do == "admit" else (registry.expel, "from")
+        with self._recording(call, f"{do} device") as what:
+            for each in found:
+                project = self.stock.resolve(each.project)
+                if project and change(project, each.id):
+                    what.append(f"{each.id} {word} {project}")
+            return len(what)
+
+    def _forget(self, call: Call, found: Iterable[Device]) -> int:
+        with self._recording(call, "forget device") as what:
+            what.extend(each.id for each in found if self.ledger.registry.forget(each.id))
+            return len(what)
+
+    @contextmanager
+    def _recording(self, call: Call, action: str) -> Iterator[list[str]]:
+        """A transaction, and what the audit says of it."""
+        with self.ledger.recording(call.actor.name, action, int(self.now())) as (_, what):
+            yield what
+
+    def export(self, call: Call) -> Reply:
+        """GET devices.csv: all that the same query finds."""
+        search = search_of(asked(call), int(self.now()))
+        folder, peer = call.site.config.state, call.request.peer
+        kind = "text/csv; charset=utf-8; header=present"
+        return file_reply(self._lines(search), folder, "devices.csv", peer, kind)
+
+    def _lines(self, search: Search) -> Iterator[bytes]:
+        yield csv_line(COLUMNS)
+        after: Sequence[str | int] = ()
+        while found := self.ledger.registry.devices(search, after, MAX_PAGE):
+            for each in found:
+                yield csv_line(cells_of(each))
+            after = search.place(found[-1])
+
+    # -- One device
+
+    def show_device(self, call: Call) -> Sheet:
+        """GET a device. Refused: 404."""
+        device, now = self._device(call), int(self.now())
+        states = tag("p", join(self._states(call.site, device, now), between=" "))
+        outlook = _told(outlook_of(call.site, device))
+        known = card("What it is", states, facts(self._facts(device, now)), id="facts",
+                     data_live=10)  # fmt: skip
+        offer = card("What it will get", *outlook, _others(call.site, device), id="outlook",
+                     data_live=10)  # fmt: skip
+        visits = card("What was decided", _visits(self.history.visits(device.id), now),
+                      tag("p", a("In the activity", url(ACTIVITY, device=device.id))), id="visits",
+                      data_live=10)  # fmt: skip
+        if not may(call.actor, "publisher"):
+            return page(device.id, cards(offer, known), visits)
+        changes = self._notes(call, device), self._ways(call, device), _end(call, device)
+        return page(device.id, cards(offer, known), visits, cards(changes))
+
+    def _facts(self, device: Device, now: int) -> Iterator[tuple[object, object]]:
+        own = self.stock.resolve(device.project)
+        named = f" (as {device.project})" if own != device.project else ""
+        yield (
+            "Project",
+            join(a(own, url("/admin/projects", own)) if own else "it never said", named),
+        )
+        yield "Runs", device.version or "it never said"
+        yield "Chip", device.chip or "it never said"
+        if device.free_space is not None:
+            yield "Free for an update", size_of(device.free_space)
+        yield "SDK", device.sdk
+        yield "Address", device.address
+        yield "First seen", when(device.first_seen, now)
+        yield "Last seen", when(device.last_seen, now)
+        yield "Images given", f"{device.downloads:,}"
+        if device.offers >= FAILING:
+            yield (
+                "Given in a row",
+                f"{device.offers} times {device.offered}, and it does not run it",
+            )
+        yield "Digest", code(device.image) if device.image else "it never said"
+        yield "Admitted to", ", ".join(self._admissions(device.id)) or "no project"
+        yield "Pinned to", device.pin or "no version"
+        yield "Labels", join(map(badge, device.labels), between=" ") if device.labels else "none"
+        if device.notes:
+            yield "Notes", tag("span", device.notes, class_="text")
+
+    def _admissions(self, device: str) -> list[str]:
+        admitted = self.ledger.registry.admitted
+        return [each for each in self.stock.projects() if device in admitted(each)]
+
+    def _notes(self, call: Call, device: Device) -> Html:
+        notes = area("Notes", "notes", call.given("notes", device.notes), maxlength=MAX_LONG)
+        labels = field("Labels", "labels", call.given("labels", label_line(device)),
+                       hint="With commas between them.")  # fmt: skip
+        save = button("Save", "main", name="do", value="note")
+        here = url(DEVICES, device.id)
+        return card("Notes", form(here, call.actor.csrf, notes, labels, save))
+
+    def _ways(self, call: Call, device: Device) -> Html:
+        """What lets it have another release."""
+        here, csrf = url(DEVICES, device.id), call.actor.csrf
+        versions = [str(each.version) for each in self._releases(device)]
+        pins = [("", "none: it gets the newest that fits"), *_words([*versions, device.pin])]
+        pin = choice("Pin", "pin", pins, call.given("pin", device.pin),
+                     hint="The one version that it gets, also downwards.")  # fmt: skip
+        own = self.stock.resolve(device.project)
+        do, text = (
+            ("expel", "Take back its admission to") if device.admitted else ("admit", "Admit to")
+        )
+        admission = form(here, csrf, button(f"{text} {own}", name="do", value=do)) if own else None
+        return card("What it may get", form(here, csrf, pin, button("Pin", name="do", value="pin")),
+                    admission)  # fmt: skip
+
+    def _releases(self, device: Device) -> Sequence[Release]:
+        try:
+            return self.stock.releases(device.project)
+        except Refused:
+            return ()
+
+    def change_device(self, call: Call) -> See:
+        """POST a device. Refused: 404, 422."""
+        device, do = self._device(call), call.given("do")
+        here = url(DEVICES, device.id)
+        if do in {"admit", "expel"}:
+            self._admit(call, [device], do)
+            return See(here, f"The device is {DONE[do]}.")
+        if do == "forget":
+            if not call.given("sure"):
+                raise Refused(422, "tick the box to say that you are sure")
+            self._forget(call, [device])
+            return See(DEVICES, f"{device.id} is forgotten.")
+        if do not in {"note", "pin"}:
+            raise Refused(422, "the form does not say what to do")
+        change = _pinned(call, device) if do == "pin" else _noted(call, device)
+        with self._recording(call, "annotate device") as what:
+            if change and self.ledger.registry.annotate(device.id, **change):
+                what.append(told(device, change))
+        return See(here, "It is saved.")
+
+    def _device(self, call: Call) -> Device:
+        """The device of the path. Refused: 404."""
+        found = self.ledger.registry.device(call.names["device"])
+        if found is None:
+            raise Refused(404, f"the device {shown(call.names['device'])} is not known")
+        return found
+
+
+# -- All devices -----------------------------------------------------------------------------------
+
+
+def _any(words: Iterable[str], chosen: str) -> list[tuple[str, str]]:
+    return [("", "any"), *_words([*words, chosen])]
+
+
+def _word(text: str) -> Html:
+    """What is cut rather than broken, where there is no room."""
+    return tag("span", text, class_="word", title=text)
+
+
+def _words(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Each once, but for the empty one."""
+    return [(each, each) for each in dict.fromkeys(words) if each]
+
+
+def _heads(words: Mapping[str, str]) -> Iterator[str | Head]:
+    """Those that sort; once more: the other way round."""
+    sort = words.get("sort", "id")
+    for name, label in SORTS.items():
+        up = sort == name
+        after = f"-{name}" if up or (name == "last_seen" and sort != "-last_seen") else name
+        order = "ascending" if up else "descending" if sort == f"-{name}" else ""
+        yield Head(label, url(DEVICES, **{**words, "sort": after}), order)
+    yield "Chip"
+
+
+def _ways(words: Mapping[str, str]) -> Html:
+    """Where else one can go from a list."""
+    return tag("p", a("Download these as CSV", url(EXPORT, **words)), " · ",
+               a("Admissions, and lists of them as CSV", ADMISSIONS))  # fmt: skip
+
+
+def _bulk(call: Call, words: Mapping[str, str], rows: Html) -> Html:
+    """The table, with what can be done with all that are ticked."""
+    here = url(DEVICES, **words, cursor=call.asked("cursor"))
+    every = tag("input", type="checkbox", data_all="device", hidden=True,
+                aria_label="Select all of this page")  # fmt: skip
+    label = tag("input", type="text", name="with", value=call.given("with"), maxlength=MAX_TEXT,
+                placeholder="Label", aria_label="Label to add or remove")  # fmt: skip
+    return form(here, call.actor.csrf, tag("div", every, label, BULK, class_="tools"), rows)
+
+
+def _sure(call: Call, here: str, found: Sequence[Device]) -> Sheet:
+    """What is asked before devices are forgotten."""
+    ids = [hidden(device=each.id) for each in found]
+    names = tag("ul", [tag("li", code(each.id), f" {each.notes[:80]}") for each in found],
+                class_="ids")  # fmt: skip
+    return page(
+        f"Forget {counted(len(found))}?",
+        card(
+            "",
+            tag("p", "Their notes, labels, pins and history go. They come back when they ask "
+                "again; their admissions stay."),
+            names,
+            form(here, call.actor.csrf, ids, hidden(sure=1),
+                 button("Forget them", "danger", name="do", value="forget"), a("Back", here)),
+        ),
+    )  # fmt: skip
+
+
+# -- One device ------------------------------------------------------------------------------------
+
+
+def _end(call: Call, device: Device) -> Html:
+    """What forgets a device."""
+    inner = form(
+        url(DEVICES, device.id), call.actor.csrf,
+        check("Yes, with its notes and its history", "sure", required=True),
+        button("Forget", "danger", name="do", value="forget"),
+    )  # fmt: skip
+    return card("Forget", tag("p", "It comes back when it asks; its admissions stay."), inner)
+
+
+def _told(outlook: Outlook) -> tuple[Html, ...]:
+    what = f"Version {outlook.version}" if outlook.version else f"Nothing: {outlook.code}"
+    return (
+        note(tag("b", what), ", as ", outlook.reason, kind=outlook.kind),
+        tag("p", "So the rules say of what is known now. It may say something else when it asks.",
+            class_="hint"),
+    )  # fmt: skip
+
+
+def _others(site: Site, device: Device) -> Html:
+    """Each release, and why the device does not get it."""
+    rows, newer = list[tuple[object, ...]](), ""
+    for each, found in outlooks(site, device, MAX_RELEASES):
+        why = found.reason if found.code else newer or "it is the newest that fits"
+        rows.append((each.version, each.name, badge(found.code or "fits", found.kind), why))
+        if not (found.code or newer):
+            newer = f"{each.version} is newer and fits, too"
+    inner = table(("Version", "File", "Rule", "Why"), rows, "Releases", "There is no release.")
+    return details("Each release, and why not", inner)
+
+
+def _visits(visits: Sequence[Visit], now: int) -> Html:
+    rows = [
+        (
+            when(each.at, now),
+            each.project,
+            each.version,
+            verdict(each),
+            each.reason,
+        )
+        for each in visits
+    ]
+    heads = "When", "Project", "Ran", "Outcome", "Why"
+    return table(heads, rows, "Decisions", "Nothing since this is kept.")
+
+
+# -- What is changed -------------------------------------------------------------------------------
+
+
+def told(device: Device, changes: Mapping[str, object]) -> str:
+    """A change as the audit has it."""
+    return f"{device.id} {json.dumps(changes, ensure_ascii=False)}"
+
+
+class _Change(TypedDict, total=False):
+    """What annotate() takes."""
+
+    notes: str
+    labels: list[str]
+    pin: str
+
+
+def _noted(call: Call, device: Device) -> _Change:
+    """What a form changes. A label with a comma in it, from the API, stays if no label changes."""
+    line = call.given("labels", label_line(device))
+    notes = call.given("notes", device.notes).replace("\r\n", "\n")
+    change = _Change()
+    if notes != device.notes.replace("\r\n", "\n"):
+        change["notes"] = notes
+    if line != label_line(device):
+        change["labels"] = sorted({word for each in line.split(",") if (word := each.strip())})
+    return change
+
+
+def _pinned(call: Call, device: Device) -> _Change:
+    pin = call.given("pin").strip()
+    pin = str(Version.parse(pin)) if pin else ""
+    return _Change() if pin == device.pin else _Change(pin=pin)

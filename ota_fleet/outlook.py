@@ -1,0 +1,91 @@
+"""What a device got and will get, and why not more. Pure, but for what a site looks up.
+
+Device, as it is remembered -> Report, as it would ask -> the site's rules -> Outlook
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ota_fleet.history import Decision, Visit
+from ota_fleet.html import Html, badge
+from ota_fleet.rows import Device
+from ota_server import (
+    Objection,
+    Outcome,
+    Refused,
+    Release,
+    Report,
+    Site,
+    Version,
+    choose,
+    judge,
+    printable,
+    recognised,
+)
+
+CONTENT = frozenset(("not-newer", "same-image"))  # the codes of devices that have what they need
+
+
+class Outlook(NamedTuple):
+    """What a device will get."""
+
+    version: str  # "": it stays as it is
+    code: str  # of the objection; "": there is none
+    reason: str  # a sentence
+    kind: str  # as of badge(): "good": an image; "bad": an error; "warn": somebody may want to look
+
+    @property
+    def word(self) -> Html:
+        """The same, short."""
+        return badge(self.version or self.code, self.kind)
+
+
+def verdict(decided: Visit | Decision) -> Html:
+    """What a device got, or the code of why it got nothing."""
+    return badge(decided.offered or decided.code, "good" if decided.offered else "")
+
+
+def report_of(device: Device) -> Report:
+    """What a device would say if it asked now for a sketch, as far as that is known."""
+    try:
+        version = Version.parse(device.version) if device.version else None
+    except ValueError:
+        version = None
+    digest = {len(device.image): device.image}
+    return Report(
+        device.project, device.address, version, device.id, device.chip or None,
+        free_space=device.free_space, sketch_md5=digest.get(32), sketch_sha256=digest.get(64),
+        sdk=device.sdk or None,
+    )  # fmt: skip
+
+
+def outlook_of(site: Site, device: Device) -> Outlook:
+    """What it gets when it asks again."""
+    if not device.project:
+        return Outlook("", "unknown", "it never said of which project it is", "warn")
+    try:
+        return _outlook(judge(site, report_of(device)))
+    except Refused as refused:
+        return Outlook("", "no-release", refused.reason, "warn")
+
+
+def _outlook(outcome: Outcome) -> Outlook:
+    if isinstance(outcome, Objection):
+        kind = "bad" if outcome.deny else "" if outcome.code in CONTENT else "warn"
+        return Outlook("", outcome.code, outcome.reason, kind)
+    reason = f"{printable(outcome.name)}, {outcome.size:,} bytes, fits"
+    return Outlook(str(outcome.version), "", reason, "good")
+
+
+def outlooks(site: Site, device: Device, most: int) -> Iterator[tuple[Release, Outlook]]:
+    """What it would get if there were one release only, for each, the newest first."""
+    report = report_of(device)
+    try:
+        releases = site.catalog.releases(device.project)
+    except Refused:
+        return
+    known = recognised(report, releases, releases)
+    for each in releases[:most]:
+        yield each, _outlook(choose(known, [each], site.rules))
