@@ -463,6 +463,10 @@ class Operations:
                 self.export, query={"after": after}, kind=openapi.LINES,
             ),
             Operation(
+                "GET", "/audit/verified", "admin", "Whether no entry was changed or taken out; "
+                "reads all of them", self.verify, answer=openapi.VERIFIED,
+            ),
+            Operation(
                 "GET", "/openapi.json", "", "This document", self.document,
                 answer={"type": "object"},
             ),
@@ -479,6 +483,10 @@ class Operations:
         after = call.query.get("after", 0)
         lines = (f"{json.dumps(asdict(each))}\n".encode() for each in self._entries(after))
         return file_reply(lines, self.folder, "audit.jsonl", call.request.peer)
+
+    def verify(self, _call: Call) -> dict[str, Any]:
+        """GET audit/verified."""
+        return {"sound": self.ledger.verify_audit()}
 
     def _entries(self, after: int) -> Iterator[Entry]:
         """All entries behind a number."""

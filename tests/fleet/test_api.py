@@ -29,6 +29,7 @@ from ota_fleet.ledger import Ledger
 from ota_fleet.openapi import BASE, MAX_JSON
 from ota_fleet.registry import Registry, Sighting
 from ota_fleet.rows import Entry
+from ota_fleet.upload import FIELDS
 from ota_server import Image, Refused, Reply, Site, answer, parse_head
 from tests.conftest import put, site_of, wait_until
 from tests.core.wire import Stand, request, standing
@@ -242,6 +243,7 @@ DONE: list[tuple[Any, ...]] = [  # role, method, path, body, status, what the an
      {"images": [{"withdrawn": "hot"}]}),
     ("publisher", "PATCH", FOLDER, {"withdrawn": False}, 200, {"images": [{"withdrawn": None}]}),
     ("admin", "DELETE", FIRST, None, 204, None),
+    ("admin", "GET", "audit/verified", None, 200, {"sound": True}),
     ("admin", "GET", "audit?limit=1", None, 200, {"items": [{"number": 1, "who": "test"}]}),
 ]  # fmt: skip
 
@@ -310,6 +312,19 @@ def test_password_is_nowhere_in_an_answer(house: House) -> None:
         body = house.admin("GET", path).body
         assert b"scrypt" not in body
         assert b"0123456789" not in body
+
+
+def test_audit_that_was_tampered_with_is_not_sound(house: House) -> None:
+    with closing(sqlite3.connect(house.state / "fleet.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE audit SET who = 'eve' WHERE number = 3")
+    assert house.admin("GET", "audit/verified").data == {"sound": False}
+    assert house.ask("publisher", "GET", "audit/verified").status == 403
+
+
+def test_document_has_every_field_of_a_form(house: House) -> None:
+    content = house.ask("", "GET", "openapi.json").data["paths"][f"{BASE}/releases"]["post"]
+    form = content["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) == {"file", *FIELDS}
 
 
 def test_deletion_that_cannot_be_entered_is_not_made(house: House) -> None:
@@ -604,7 +619,7 @@ MAY = {  # the least role; "": everybody
     "PUT /projects/{project}/releases/{version}": "publisher",
     "PATCH /projects/{project}/releases/{version}": "publisher",
     "DELETE /projects/{project}/releases/{version}": "admin",
-    "GET /audit": "admin", "GET /audit.jsonl": "admin",
+    "GET /audit": "admin", "GET /audit/verified": "admin", "GET /audit.jsonl": "admin",
 }  # fmt: skip
 RANKS = {"": -1, "device": -1, "viewer": 0, "publisher": 1, "admin": 2}
 
