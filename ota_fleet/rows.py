@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
-from ota_server import ESP32_CHIPS, Refused, Release, Version, shown
+from ota_server import ESP32_CHIPS, UNVERSIONED, Refused, Release, Version, shown
 
 MAX_TEXT = 255  # characters of what a device says of itself; of names too
 MAX_LONG = 4_096  # characters of notes, of an entry of the audit, of what the two-step table holds
@@ -348,6 +349,37 @@ def tables_of(projects: Rows, aliases: Rows, releases: Rows, withdrawn: Rows) ->
     }
     reasons = {(project, digest): reason for project, digest, reason in withdrawn}
     return Tables(made, owners, found, reasons)
+
+
+Rank = tuple[object, ...]
+
+
+class Pile(NamedTuple):
+    """A project's uploaded releases, as far as they are checked."""
+
+    whole: Sequence[tuple[Rank, Release]] = ()
+    flawed: Sequence[str] = ()  # sentences
+    waiting: bool = False  # for a check
+
+
+def rank(release: Release, age: int) -> Rank:
+    """What orders releases, as DirectoryCatalog does; `age` is ns since 1970."""
+    return release.version.precedence, not release.name.endswith(".gz"), age
+
+
+def _same(release: Release) -> tuple[object, ...]:
+    """What only one release of a project has: the newer file wins."""
+    name = release.name * (release.version == UNVERSIONED)
+    return release.version, release.kind, release.facts.chip, release.facts.packed, name
+
+
+def merged(folder: Sequence[Release], pile: Pile) -> tuple[Release, ...]:
+    """Both, newest first."""
+    ranked = [(rank(each, each.identity[3]), each) for each in folder]
+    found: dict[tuple[object, ...], Release] = {}
+    for _, release in sorted((*ranked, *pile.whole), key=itemgetter(0), reverse=True):
+        found.setdefault(_same(release), release)
+    return tuple(found.values())
 
 
 def check_name(name: str) -> None:

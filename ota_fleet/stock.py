@@ -20,24 +20,27 @@ from contextlib import suppress
 from dataclasses import astuple
 from http import HTTPStatus
 from itertools import chain, zip_longest
-from operator import attrgetter, itemgetter
-from typing import Any, BinaryIO, NamedTuple
+from operator import attrgetter
+from typing import Any, BinaryIO
 
 from ota_fleet.files import Found, Store
 from ota_fleet.registry import Registry
 from ota_fleet.rows import (
     MAX_LONG,
+    Pile,
     Project,
+    Rank,
     Stocked,
     StoredRelease,
     Tables,
     check_project,
     clean,
+    merged,
+    rank,
     tables_of,
 )
 from ota_fleet.schema import transaction
 from ota_server import (
-    UNVERSIONED,
     Catalog,
     Facts,
     Image,
@@ -74,36 +77,6 @@ _RUNNING = "SELECT DISTINCT version, image, pin FROM device WHERE project = ?"
 
 log = logging.getLogger("ota.stock")
 
-Rank = tuple[object, ...]
-
-
-class _Pile(NamedTuple):
-    """A project's uploaded releases, as far as they are checked."""
-
-    whole: Sequence[tuple[Rank, Release]] = ()
-    flawed: Sequence[str] = ()  # sentences
-    waiting: bool = False  # for a check
-
-
-def _rank(release: Release, age: int) -> Rank:
-    """What orders releases, as DirectoryCatalog does; `age` is ns since 1970."""
-    return release.version.precedence, not release.name.endswith(".gz"), age
-
-
-def _same(release: Release) -> tuple[object, ...]:
-    """What only one release of a project has: the newer file wins."""
-    name = release.name * (release.version == UNVERSIONED)
-    return release.version, release.kind, release.facts.chip, release.facts.packed, name
-
-
-def _merged(folder: Sequence[Release], pile: _Pile) -> tuple[Release, ...]:
-    """Both, newest first."""
-    ranked = [(_rank(each, each.identity[3]), each) for each in folder]
-    found: dict[tuple[object, ...], Release] = {}
-    for _, release in sorted((*ranked, *pile.whole), key=itemgetter(0), reverse=True):
-        found.setdefault(_same(release), release)
-    return tuple(found.values())
-
 
 class Stock:
     """The catalog of a site with a memory; see Catalog for what the loop asks.
@@ -120,8 +93,8 @@ class Stock:
         self._rows_read: list[list[Any]] = []
         self._tables = Tables()
         self._found: dict[tuple[str, str], Found] = {}  # by SHA-256 and kind
-        self._piles: Mapping[str, _Pile] = {}  # replaced whole: read without a lock
-        self._cache: dict[str, tuple[Sequence[Release], _Pile, Sequence[Release]]] = {}
+        self._piles: Mapping[str, Pile] = {}  # replaced whole: read without a lock
+        self._cache: dict[str, tuple[Sequence[Release], Pile, Sequence[Release]]] = {}
         self._sorting = threading.Lock()  # who changes the piles
         self._checking = threading.Lock()  # who reads a file
         self._wake = threading.Event()
@@ -167,11 +140,11 @@ class Stock:
             if not pile.whole:
                 raise self._refusal(project, pile, refused) from None
             folder = ()
-        merged = self._cache.get(project)
-        if merged is None or merged[0] is not folder or merged[1] is not pile:
-            merged = folder, pile, _merged(folder, pile)
-            self._cache[project] = merged
-        return merged[2]
+        found = self._cache.get(project)
+        if found is None or found[0] is not folder or found[1] is not pile:
+            found = folder, pile, merged(folder, pile)
+            self._cache[project] = found
+        return found[2]
 
     def open(self, release: Release) -> Image:
         """See Catalog."""
@@ -195,7 +168,7 @@ class Stock:
         found = self._tables.projects.get(project)
         return found.admit if found else ""
 
-    def _refusal(self, project: str, pile: _Pile, refused: Refused) -> Refused:
+    def _refusal(self, project: str, pile: Pile, refused: Refused) -> Refused:
         """Why there is nothing to offer, where the folder has nothing either."""
         if pile.waiting:
             reason = f"{shown(project)} is not checked yet: ask again; if it stays so, see the log"
@@ -228,7 +201,7 @@ class Stock:
         self._piles = {project: self._pile(project) for project in names}
         self._cache = {}
 
-    def _pile(self, project: str) -> _Pile:
+    def _pile(self, project: str) -> Pile:
         """What is known of a project's rows."""
         whole: list[tuple[Rank, Release]] = []
         flawed: list[str] = []
@@ -236,10 +209,10 @@ class Stock:
         for row in rows:
             release, flaw = self._release(row)
             if not flaw:  # it comes after a file of the folder from the same second
-                whole.append((_rank(release, (row.uploaded + 1) * 10**9), release))
+                whole.append((rank(release, (row.uploaded + 1) * 10**9), release))
             elif (row.sha256, row.kind) in self._found:
                 flawed.append(f"{row.name} {flaw}")
-        return _Pile(whole, flawed, len(whole) + len(flawed) < len(rows))
+        return Pile(whole, flawed, len(whole) + len(flawed) < len(rows))
 
     def _release(self, row: StoredRelease) -> tuple[Release, str]:
         """What a row stands for, and why it cannot be offered."""
