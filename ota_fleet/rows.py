@@ -210,6 +210,11 @@ def normal_id(text: str) -> str:
     return ":".join(digits[i : i + 2] for i in range(0, 12, 2))
 
 
+def is_mac(text: str) -> bool:
+    """Whether normal_id() made this of a MAC address."""
+    return re.fullmatch("(?:[0-9A-F]{2}:){5}[0-9A-F]{2}", text) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class StoredFile:
     """Bytes that were uploaded under a path; digests are lower-case hex."""
@@ -349,6 +354,23 @@ def tables_of(projects: Rows, aliases: Rows, releases: Rows, withdrawn: Rows) ->
     }
     reasons = {(project, digest): reason for project, digest, reason in withdrawn}
     return Tables(made, owners, found, reasons)
+
+
+def outdated(
+    rows: Sequence[StoredRelease], keep: int, withdrawn: Mapping[tuple[str, str], str]
+) -> Iterator[StoredRelease]:
+    """Those of a project, newest first, that are behind the newest `keep` versions of their kind.
+
+    Versions of a chip and pre-releases count for themselves, too, and withdrawn ones do not.
+    """
+    groups: dict[tuple[object, ...], set[Version]] = {}
+    for row in rows:
+        version = Version.parse(row.version)
+        counted = groups.setdefault((row.kind, row.chip, version.prerelease), set())
+        if version not in counted and len(counted) == keep:
+            yield row
+        elif (row.project, row.sha256) not in withdrawn:
+            counted.add(version)
 
 
 Rank = tuple[object, ...]

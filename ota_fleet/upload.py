@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from io import FileIO
 from typing import BinaryIO, NamedTuple, Protocol
+from urllib.parse import quote
 
 from ota_fleet.files import PIECE, room
 from ota_fleet.forms import Part, is_form, parameters, read_form, text_of
@@ -145,7 +146,7 @@ class Uploads:
             )
             stocked, new = self.take(body, upload, actor.name)
         path = f"/api/v1/projects/{stocked.release.project}/releases/{stocked.release.version}"
-        reply = json_reply(stocked.as_json(), ("Location", path))
+        reply = json_reply(stocked.as_json(), ("Location", quote(path)))
         return reply._replace(status=201 if new else 200)
 
     def take(self, body: BinaryIO, upload: Upload, who: str) -> tuple[Stocked, bool]:
@@ -163,6 +164,7 @@ class Uploads:
         with self._adding:
             if twin := self._twin(about, project, version):
                 return twin, False
+            self._check_withdrawn(project, version)
             self._check_chip(about, project)
             self._check_partition(about, project)
             if not upload.replace:
@@ -172,7 +174,7 @@ class Uploads:
             told = functools.partial(self._ledger.audit, who, "upload", what, row.uploaded)
             stocked = self._stock.add(body, row, told)
         if self._config.keep:
-            self._stock.prune(project, self._config.keep)
+            self._stock.prune(project, self._config.keep, row.sha256)
         return stocked, True
 
     # -- Drafts ------------------------------------------------------------------------------------
@@ -244,6 +246,8 @@ class Uploads:
             found.append(f"these very bytes are {version} of {shown(project)} already")
         elif project:
             with _noted(found):
+                self._check_withdrawn(project, version)
+            with _noted(found):
                 self._check_chip(about, project)
             with _noted(found):
                 self._check_partition(about, project)
@@ -289,7 +293,7 @@ class Uploads:
             check_name(wanted)
             reason = f"there is no project {wanted}: create it first, PUT /api/v1/projects/{wanted}"
             raise Refused(404, reason)
-        if upload.only and self._stock.resolve(upload.only) != project.name:
+        if upload.only not in {"", project.name}:
             raise Refused(403, f"this token is for {shown(upload.only)}, not {shown(wanted)}")
         if about.project and self._stock.resolve(about.project) != project.name:
             reason = (
@@ -300,6 +304,13 @@ class Uploads:
         if clean(project.name) != project.name:
             raise Refused(422, f"{shown(project.name)} is no UTF-8: rename it in the folder")
         return project.name
+
+    def _check_withdrawn(self, project: str, version: Version | None) -> None:
+        """Refused: 409, this version was taken back, and this would be one more image of it."""
+        for each in self._stock.images(project):
+            if each.release.version == version and each.withdrawn is not None:
+                reason = f"{version} of {shown(project)} is withdrawn: restore it first"
+                raise Refused(409, f"{reason}, or choose a higher one")
 
     def _check_chip(self, about: Description, project: str) -> None:
         """Refused: 409, the project is for other chips."""
