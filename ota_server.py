@@ -2303,6 +2303,10 @@ class Connection:
         admitted(site, forwarded(request, site.config.trust_proxy))
         if "content-length" not in request.headers:
             raise Refused(411, "send a Content-Length")
+        if "content-range" in request.headers:  # RFC 9110 14.4
+            raise Refused(400, "send all of it: a part, with Content-Range, is not taken")
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Refused(415, "send it as it is: no Content-Encoding is undone here")
         if size > route.body:
             raise Refused(413, f"the body has {size} bytes, at most {route.body} are taken")
         if request.headers.get("expect", "").lower() == "100-continue":

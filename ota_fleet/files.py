@@ -19,7 +19,7 @@ import secrets
 import shutil
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from sqlite3 import Connection
@@ -97,9 +97,15 @@ class Store:
         """Where bytes with this SHA-256 are, if they are there."""
         return os.path.join(self._folder, digest)
 
-    def put(self, path: str, body: BinaryIO) -> StoredFile:
-        """Keeps the bytes under this path, on the disk when it comes back. OSError: it cannot."""
+    def put(
+        self, path: str, body: BinaryIO, check: Callable[[Kept], None] = lambda _: None
+    ) -> StoredFile:
+        """Keeps the bytes under this path, on the disk when it comes back; or what `check` raises.
+
+        OSError, sqlite3.Error: it cannot be done.
+        """
         with self.keeping(body) as (kept, connection):
+            check(kept)
             stored = StoredFile(path, *kept)
             before = self._registry.put_file(connection, stored)
         if before:

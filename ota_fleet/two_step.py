@@ -25,6 +25,7 @@ from urllib.parse import unquote
 from ota_fleet.accounts import DEVICE, Accounts, Actor
 from ota_fleet.files import Store, room
 from ota_fleet.registry import App, Registry, normal_id
+from ota_fleet.upload import check_promises, promises
 from ota_server import (
     NAMED,
     UNCACHED,
@@ -274,7 +275,10 @@ class TwoStep:
             raise Refused(400, "the file is empty")
         if request.headers.get("content-type", "").lower().startswith("multipart/"):
             raise Refused(400, "send the file itself, as curl --data-binary does, not a form")
+        promised = tuple(promises(request.headers))
         with room():
-            stored = self._store.put(path, request.body)
+            stored = self._store.put(
+                path, request.body, lambda kept: check_promises(promised, kept.md5, kept.sha256)
+            )
         log.info("%s stored %s: %d bytes, %s", request.peer, path, stored.size, stored.sha256)
         return DONE

@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -275,11 +275,7 @@ class Uploads:
     def _check_bytes(self, about: Description, upload: Upload) -> None:
         """Refused: 413 or 422, these bytes are never offered, or are not those that were sent."""
         self._check_size(about.size)
-        for algorithm, digest, field in upload.promised:
-            found = about.md5 if algorithm == "md5" else about.sha256
-            if digest != found:
-                reason = f"{field} promises {digest}, what arrived has {found}: send it again"
-                raise Refused(422, reason)
+        check_promises(upload.promised, about.md5, about.sha256)
         if about.whole:
             raise Refused(422, f"{printable(upload.name[-64:]) or 'the file'} {about.whole}")
 
@@ -429,11 +425,23 @@ def _from_fields(request: Request) -> Upload:
     said = parameters(field.encode("latin-1").decode("utf-8", "replace"))
     name = said.get("filename*", said.get("filename", ""))
     again = _switch(parameter(request.query, "replace"))
-    return Upload(name, replace=again, promised=tuple(_promised(request.headers)))
+    return Upload(name, replace=again, promised=tuple(promises(request.headers)))
 
 
-def _promised(headers: Mapping[str, str]) -> Iterator[Promise]:
-    """The digests in x-MD5, x-SHA256, Content-MD5, Digest (RFC 3230), *-Digest (RFC 9530)."""
+def check_promises(promised: Iterable[Promise], md5: str, sha256: str) -> None:
+    """Refused: 422, these are the digests of something else."""
+    for algorithm, digest, field in promised:
+        found = md5 if algorithm == "md5" else sha256
+        if digest != found:
+            reason = f"{field} promises {digest}, what arrived has {found}: send it again"
+            raise Refused(422, reason)
+
+
+def promises(headers: Mapping[str, str]) -> Iterator[Promise]:
+    """The digests in x-MD5, x-SHA256, Content-MD5, Digest (RFC 3230), *-Digest (RFC 9530).
+
+    Refused: 400, something there is no digest.
+    """
     for field, algorithm in zip(_OF_IMAGES, _LENGTHS, strict=True):
         if text := headers.get(field.lower()):
             yield _promise(algorithm, field, text, bytes.fromhex)

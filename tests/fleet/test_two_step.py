@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -495,6 +496,26 @@ def test_file_that_is_replaced_is_the_new_one_and_the_old_bytes_go(site: Site) -
     assert ask(site, PUT, "/files/new.bin", OLD).status == 200
     assert ask(site, GET, "/files/new.bin").body == OLD
     assert stored(site) == [digest(OLD)]
+
+
+@pytest.mark.parametrize(
+    ("promise", "status"),
+    [
+        (f"x-MD5: {hashlib.md5(NEW, usedforsecurity=False).hexdigest()}", 200),
+        (f"x-SHA256: {digest(NEW)}", 200),
+        (f"x-MD5: {'0' * 32}", 422),
+        (f"x-SHA256: {digest(OLD)}", 422),
+        (f"Repr-Digest: sha-256=:{b64encode(bytes(32)).decode()}:", 422),
+        ("x-MD5: 0", 400),
+    ],
+)
+def test_upload_is_what_was_promised_or_leaves_nothing(
+    promise: str, status: int, site: Site
+) -> None:
+    assert ask(site, PUT, "/files/a.bin", OLD).status == 200
+    assert ask(site, PUT, "/files/a.bin", NEW, promise).status == status
+    assert stored(site) == [digest(NEW if status == 200 else OLD)]
+    assert ask(site, GET, "/files/a.bin").body == (NEW if status == 200 else OLD)
 
 
 def test_same_bytes_are_stored_once_until_the_last_path_lets_go(site: Site) -> None:
