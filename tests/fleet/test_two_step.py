@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 
 import ota_server
 from ota_fleet.accounts import Accounts
-from ota_fleet.files import Store
+from ota_fleet.files import UNNAMED_SECONDS, Store
 from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Registry
 from ota_fleet.two_step import Credentials
@@ -722,8 +723,36 @@ def test_leftovers_of_a_crash_are_swept(site: Site, folder: Path) -> None:
     (files / "lost+found").mkdir()
     close(site)
     with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
-        assert stored(again) == sorted(["README", digest(NEW), "lost+found"])
+        left = ["README", digest(NEW), "lost+found", f"{digest(OLD)}.unnamed"]
+        assert stored(again) == sorted(left)
         assert ask(again, GET, "/files/new.bin").body == NEW
+
+
+def test_what_a_restored_backup_does_not_name_stays_for_a_month(
+    site: Site, folder: Path, lines: Callable[[str], list[str]]
+) -> None:
+    state = Path(site.config.state)
+    files, late = state / "files", f"{digest(NEW)}.unnamed"
+    ask(site, PUT, "/files/old.bin", OLD)
+    close(site)
+    shutil.copy(state / "fleet.db", state / "backup")
+    with remembering(folder, us_username=USER, us_password=PASSWORD) as later:
+        plan(later)
+    os.utime(files / digest(NEW), (0, 0))  # it came long ago
+    shutil.copy(state / "fleet.db", state / "newer")
+    for database, kept in (("backup", late), ("backup", late), ("newer", digest(NEW))):
+        shutil.copy(state / database, state / "fleet.db")
+        with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
+            assert stored(again) == sorted([digest(OLD), kept])
+            assert ask(again, GET, "/files/new.bin").status == (404 if kept == late else 200)
+    assert len(lines(f"nothing needs {files / digest(NEW)}: it is removed after 30 days")) == 1
+    shutil.copy(state / "backup", state / "fleet.db")
+    with remembering(folder, us_username=USER, us_password=PASSWORD):
+        pass
+    month_ago = time.time() - UNNAMED_SECONDS - 9
+    os.utime(files / late, (month_ago, month_ago))
+    with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
+        assert stored(again) == [digest(OLD)]
 
 
 def test_new_database_does_not_sweep_old_files(site: Site, folder: Path) -> None:
