@@ -63,7 +63,7 @@ from dataclasses import dataclass, field, replace
 from email.utils import formatdate, parsedate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import FileIO
+from io import BytesIO, FileIO
 from itertools import chain, count, zip_longest
 from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol, TextIO
 from urllib.parse import quote, unquote
@@ -104,6 +104,8 @@ COMPLAIN_SECONDS = 60  # between two lines about the same trouble
 
 STARVED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # there is just no room
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))  # nor on the disk
+LOST = frozenset((errno.EACCES, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS))
+UNWRITABLE = STARVED | LOST | {errno.ESTALE}  # a folder; a socket does not fail so
 
 log = logging.getLogger("ota")
 
@@ -2102,6 +2104,18 @@ def unnamed_file(folder: str) -> BinaryIO:
     return tempfile.TemporaryFile(dir=folder)
 
 
+def _check_body(request: Request, most: int) -> None:
+    """Refused: a body like this, or of more than `most` bytes, is not taken."""
+    if "content-length" not in request.headers:
+        raise Refused(411, "send a Content-Length")
+    if "content-range" in request.headers:  # RFC 9110 14.4
+        raise Refused(400, "send all of it: a part, with Content-Range, is not taken")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refused(415, "send it as it is: no Content-Encoding is undone here")
+    if request.body_size > most:
+        raise Refused(413, f"the body has {request.body_size} bytes, at most {most} are taken")
+
+
 class Connection:
     """One client from accept to close: a generator that yields what it waits for.
 
@@ -2190,8 +2204,9 @@ class Connection:
     def _talk(self) -> Generator[Wait | Request, Reply | None, None]:
         """Requests and replies, until one of the two sides has had enough."""
         site, limits = self.server.site, self.server.limits
-        rest, path = b"", ""
+        rest = b""
         for served in count():
+            path = ""
             try:
                 head, rest = yield from self._next_head(rest, fresh=not served)
                 if not head:
@@ -2301,32 +2316,34 @@ class Connection:
                 rest = yield from self._drop_body(size, rest)
             return request, rest
         admitted(site, forwarded(request, site.config.trust_proxy))
-        if "content-length" not in request.headers:
-            raise Refused(411, "send a Content-Length")
-        if "content-range" in request.headers:  # RFC 9110 14.4
-            raise Refused(400, "send all of it: a part, with Content-Range, is not taken")
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise Refused(415, "send it as it is: no Content-Encoding is undone here")
-        if size > route.body:
-            raise Refused(413, f"the body has {size} bytes, at most {route.body} are taken")
+        _check_body(request, route.body)
         if request.headers.get("expect", "").lower() == "100-continue":
             yield from self._send(self._sealed(b"HTTP/1.1 100 Continue\r\n\r\n"))
+        short = size <= MAX_BODY and route.body <= CHUNK  # there nobody needs a descriptor
         try:
-            body, rest = yield from self._receive_body(size, rest, site.config.state)
+            body, rest = yield from self._receive_body(
+                size, rest, "" if short else site.config.state
+            )
         except OSError as err:
-            if err.errno not in FULL:
-                raise
-            raise Refused(
-                507, "there is no room left for the body: make some, send it again"
-            ) from err
+            if err.errno in UNWRITABLE:
+                reason = "the state folder cannot be written"
+                self.server._complain(f"{reason}: {err}", logging.ERROR)
+                raise Refused(503, f"{reason}: see the log") from err
+            if err.errno in FULL:
+                reason = "there is no room left for the body: make some, send it again"
+                raise Refused(507, reason) from err
+            raise
         return request._replace(body=body), rest
 
     def _receive_body(self, size: int, rest: bytes, folder: str) -> Steps:
-        """A body, as a file without a name that ends with its descriptor, and what is behind it."""
+        """A body, as a file without a name that ends with its descriptor, and what is behind it.
+
+        Without a folder it is in memory.
+        """
         limits = self.server.limits
         deadline = time.monotonic() + limits.progress + size / MIN_RATE
         with ExitStack() as opened:
-            body = opened.enter_context(unnamed_file(folder))
+            body = opened.enter_context(unnamed_file(folder) if folder else BytesIO())
             turn = missing = size - body.write(rest[:size])
             rest = rest[size:]
             while missing:
@@ -2664,12 +2681,12 @@ class Server(ThreadingHTTPServer):
         self._listen(time.monotonic() + self.limits.tick)
         self._complain(reason)
 
-    def _complain(self, reason: str) -> None:
+    def _complain(self, reason: str, level: int = logging.WARNING) -> None:
         """Logs what comes with every connection, but seldom."""
         now = time.monotonic()
         if now > self._complain_at:
             self._complain_at = now + COMPLAIN_SECONDS
-            log.warning(reason)
+            log.log(level, reason)
 
     def _advance(self, connection: Connection, reply: Reply | None = None) -> None:
         """Lets a connection go on to what it waits for next."""
@@ -2761,6 +2778,7 @@ class LogLines(logging.Handler):
 
     def __init__(self, stream: TextIO, *, journal: bool = False) -> None:
         super().__init__()
+        self.setFormatter(logging.Formatter())  # of what is behind the level
         self._stream = stream
         self._journal = journal
         self._lines: list[str] = []

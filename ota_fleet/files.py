@@ -53,11 +53,13 @@ log = logging.getLogger("ota.files")
 
 @contextmanager
 def room() -> Iterator[None]:
-    """Makes a full disk a 507."""
+    """Makes a full disk a 507, and a database in which others write a 503."""
     try:
         yield
     except (OSError, sqlite3.OperationalError) as err:
-        code = err.errno if isinstance(err, OSError) else err.sqlite_errorcode
+        code = err.errno if isinstance(err, OSError) else err.sqlite_errorcode & 0xFF
+        if isinstance(err, sqlite3.Error) and code == sqlite3.SQLITE_BUSY:
+            raise Refused(503, "the database is busy: try again") from err
         if code not in (FULL if isinstance(err, OSError) else {sqlite3.SQLITE_FULL}):
             raise
         raise Refused(507, "there is no room left on the disk: make some, send it again") from err
@@ -105,16 +107,16 @@ class Store:
         return os.path.join(self._folder, digest)
 
     def put(
-        self, path: str, body: BinaryIO, check: Callable[[Kept], None] = lambda _: None
+        self, path: str, body: BinaryIO, also: Callable[[StoredFile], object] = lambda _: None
     ) -> StoredFile:
-        """Keeps the bytes under this path, on the disk when it comes back; or what `check` raises.
+        """Keeps the bytes under this path, on the disk when it comes back. OSError: it cannot.
 
-        OSError, sqlite3.Error: it cannot be done.
+        What `also` writes belongs to the same transaction.
         """
         with self.keeping(body) as (kept, connection):
-            check(kept)
             stored = StoredFile(path, *kept)
             before = self._registry.put_file(connection, stored)
+            also(stored)
         if before:
             self.drop(before)
         return stored
@@ -260,7 +262,7 @@ class Store:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            log.info("%s is not swept: another server uses it", printable(self._folder))
+            log.debug("%s is not swept: another server uses it", printable(self._folder))
         else:
             self._sweep()
         with suppress(OSError):  # a share of the network may have no locks

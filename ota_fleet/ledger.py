@@ -180,7 +180,8 @@ class Ledger:
             row = (*astuple(entry)[:-1], entry.follows(previous))
             connection.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?)", row)
             connection.execute("UPDATE audit_head SET number = ?, digest = ?", (row[0], row[-1]))
-        log.info("audit %d %s %r %r %r", row[0], row[-1], *(text[:64] for text in texts))
+            words = row[0], row[-1], *(text[:64] for text in texts)
+            self.registry.once_written(lambda: log.info("audit %d %s %r %r %r", *words))
 
     def audit_log(self, after: int = 0, limit: int = 100) -> list[Entry]:
         """A page of entries, the oldest first, from behind the number `after`; at most MAX_PAGE."""

@@ -438,10 +438,9 @@ class Operations:
     def delete_release(self, call: Call) -> None:
         """DELETE projects/{project}/releases/{version}."""
         project, version = self._version(call)
-        if not self.stock.delete(project, version):  # no transaction brings back a file
+        what = call.actor.name, "delete release", f"{project} {version}", int(self.now())
+        if not self.stock.delete(project, version, lambda: self.ledger.audit(*what)):
             raise Refused(404, f"there is no {version} of {shown(project)}")
-        what = f"{project} {version}"
-        self.ledger.audit(call.actor.name, "delete release", what, int(self.now()))
 
     def _version(self, call: Call) -> tuple[str, Version]:
         """Project and version of the path. Refused: 404."""

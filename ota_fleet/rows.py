@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from operator import itemgetter
@@ -242,6 +243,11 @@ class StoredRelease:
     uploaded: int  # UTC seconds
     who: str
 
+    @property
+    def slot(self) -> tuple[str, str, bool]:
+        """What only one image of a version has."""
+        return self.kind, self.chip, self.packed
+
 
 @dataclass(frozen=True, slots=True)
 class Project:
@@ -354,6 +360,15 @@ def tables_of(projects: Rows, aliases: Rows, releases: Rows, withdrawn: Rows) ->
     }
     reasons = {(project, digest): reason for project, digest, reason in withdrawn}
     return Tables(made, owners, found, reasons)
+
+
+def read_versions(texts: Iterable[str]) -> set[Version]:
+    """Those that are some: what a device says need not be one."""
+    found = set()
+    for text in texts:
+        with suppress(ValueError):
+            found.add(Version.parse(text))
+    return found
 
 
 def outdated(

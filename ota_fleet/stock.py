@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple
 from http import HTTPStatus
-from itertools import chain, zip_longest
+from itertools import chain, filterfalse, zip_longest
 from operator import attrgetter
 from typing import Any, BinaryIO
 
@@ -38,6 +38,7 @@ from ota_fleet.rows import (
     merged,
     outdated,
     rank,
+    read_versions,
     tables_of,
 )
 from ota_fleet.schema import transaction
@@ -79,12 +80,13 @@ UNION SELECT project FROM release WHERE project = ?"""
 _HAS_RELEASES = "SELECT 1 FROM release WHERE project = ?"
 _TOKENS = """SELECT id FROM token WHERE project = ?
 OR project IN (SELECT name FROM alias WHERE project = ?) ORDER BY id"""
-_EXPEL_ALL = "DELETE FROM admission WHERE project = ?"
 _RUNNING = "SELECT DISTINCT version, image, pin FROM device WHERE project = ?"
 
 UNKNOWN = Project("")
 
 log = logging.getLogger("ota.stock")
+
+Also = Callable[[], object]
 
 
 class Stock:
@@ -294,7 +296,7 @@ class Stock:
 
     # -- Releases ----------------------------------------------------------------------------------
 
-    def add(self, body: BinaryIO, row: StoredRelease, also: Callable[[], object]) -> Stocked:
+    def add(self, body: BinaryIO, row: StoredRelease, also: Also) -> Stocked:
         """Keeps an image and its row, in the place of one with the same version, kind and chip.
 
         Devices are offered it when this returns. The row's digests and size are those of the body.
@@ -304,12 +306,8 @@ class Stock:
             Refused: 409, another server just wrote such a row.
             OSError, sqlite3.Error: it cannot be kept; nothing changed.
         """
-        own = (row.kind, row.chip, row.packed)
-        twins = [
-            each
-            for each in self._rows(row.project, Version.parse(row.version))
-            if (each.kind, each.chip, each.packed) == own
-        ]
+        rows = self._rows(row.project, Version.parse(row.version))
+        twins = [each for each in rows if each.slot == row.slot]
         with self._store.keeping(body) as (kept, connection):
             assert (kept.sha256, kept.md5, kept.size) == (row.sha256, row.md5, row.size)
             _remove(connection, twins)
@@ -376,48 +374,50 @@ class Stock:
             values = [(clean(text, MAX_LONG), row.project, row.version) for row in rows]
             connection.executemany(_NOTE, values)
 
-    def delete(self, project: str, version: Version) -> bool:
+    def delete(self, project: str, version: Version, also: Also = tuple) -> bool:
         """Deletes a version that was uploaded, all of its images; False: there is none.
 
-        Bytes that were withdrawn stay so, if they ever come again.
+        Bytes that were withdrawn stay so, if they ever come again. What `also` writes belongs to
+        the same transaction.
 
         Raises:
             Refused: 409, it lies in the firmware folder.
         """
         try:
-            self._delete(self._uploaded(project, version))
+            self._delete(self._uploaded(project, version), also)
         except Refused as refused:
             if refused.status != HTTPStatus.NOT_FOUND:
                 raise
             return False
         return True
 
-    def prune(self, project: str, keep: int, new: str = "") -> None:
+    def prune(
+        self, project: str, keep: int, new: str = "", also: Callable[[str], object] = str
+    ) -> None:
         """Deletes what is older than the newest `keep` versions and that no device needs.
 
         Versions of a kind, chip and, as those are many, of pre-releases count for themselves. One
         that was withdrawn does not count. What a device of the project runs stays, and what it
-        is to run, and the image with the SHA-256 `new`.
+        is to run, and the image with the SHA-256 `new`. `also` gets what goes, in words: what it
+        writes belongs to the transaction.
         """
         try:
-            needed = self._needed(project)
+            needed = self._needed(project, new)
             rows = self._tables.releases.get(self.resolve(project), ())
-            old = outdated(rows, keep, self._tables.withdrawn)
-            self._delete([row for row in old if row.sha256 != new and not needed(row)])
+            old = [*filterfalse(needed, outdated(rows, keep, self._tables.withdrawn))]
+            words = ", ".join(f"{row.version} {row.sha256}" for row in old)
+            self._delete(old, lambda: also(f"{printable(project)} {words}"))
         except (OSError, sqlite3.Error) as err:  # it can wait for the next time
             log.warning("old releases of %s cannot be deleted: %s", printable(project), err)
 
-    def _needed(self, project: str) -> Callable[[StoredRelease], bool]:
-        """Whether a device of the project runs what a row stands for, or is to run it."""
+    def _needed(self, project: str, new: str) -> Callable[[StoredRelease], bool]:
+        """Whether a device of the project runs what a row stands for, or is to run it; or `new`."""
         self._registry.flush()
         project = self.resolve(project)
         names = (project, *(name for name, of in self._tables.aliases.items() if of == project))
         devices = [row for name in names for row in self._registry.rows(_RUNNING, name)]
-        digests = {image for _, image, _ in devices}
-        versions = set()
-        for text in {text for version, _, pin in devices for text in (version, pin)}:
-            with suppress(ValueError):  # what a device says need not be one
-                versions.add(Version.parse(text))
+        digests = {new, *(image for _, image, _ in devices)}
+        versions = read_versions({text for version, _, pin in devices for text in (version, pin)})
 
         def is_needed(row: StoredRelease) -> bool:
             """By its version, or by any digest that a device may report of it."""
@@ -427,10 +427,11 @@ class Stock:
 
         return is_needed
 
-    def _delete(self, rows: Sequence[StoredRelease]) -> None:
+    def _delete(self, rows: Sequence[StoredRelease], also: Also) -> None:
         if rows:
             with self._registry.writing() as connection:
                 _remove(connection, rows)
+                also()
             self._store.drop(*(row.sha256 for row in rows))
         for row in rows:
             log.info("%s %s is deleted: %s", printable(row.project), row.version, row.sha256)
@@ -534,7 +535,7 @@ class Stock:
                 if tokens := connection.execute(_TOKENS, (name, name)).fetchall():
                     ids = ", ".join(str(number) for (number,) in tokens)
                     raise Refused(409, f"{shown(name)} has tokens: revoke them first, {ids}")
-                connection.execute(_EXPEL_ALL, (name,))
+                connection.execute("DELETE FROM admission WHERE project = ?", (name,))
             connection.execute(_UNNAME, (name,))
             return connection.execute("DELETE FROM project WHERE name = ?", (name,)).rowcount > 0
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import threading
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,6 +27,7 @@ from ota_fleet.files import PIECE, room
 from ota_fleet.forms import Part, is_form, parameters, read_form, text_of
 from ota_fleet.image import Description, describe
 from ota_fleet.ledger import Ledger
+from ota_fleet.registry import Turn
 from ota_fleet.rows import MAX_LONG, Draft, Stocked, StoredRelease, check_name, clean
 from ota_fleet.stock import Stock
 from ota_server import (
@@ -58,6 +58,9 @@ _OF_IMAGES = ("x-MD5", "x-SHA256")  # the other fields are about a body, which m
 _LENGTHS = {"md5": 16, "sha256": 32}  # bytes
 _ALGORITHMS = {"md5": "md5", "sha-256": "sha256"}  # as those fields call them
 _ENDINGS = {"sketch": ".bin", "zip": ".zip"}  # any other kind: .<kind>.bin
+
+ADDING_SECONDS = 60.0  # that an upload waits for others
+MAX_ADDING = 20  # uploads that wait so, of 32 threads
 
 
 class Promise(NamedTuple):
@@ -117,7 +120,8 @@ class Uploads:
         self._ledger = ledger
         self._config = config
         self._now = now
-        self._adding = threading.Lock()  # what is found out about versions holds until one is added
+        # What is found out about versions holds until one is added.
+        self._adding = Turn(ADDING_SECONDS, MAX_ADDING)
         self.max_body = (config.max_image << 20) + FORM  # bytes, of a route
 
     def put(
@@ -174,7 +178,8 @@ class Uploads:
             told = functools.partial(self._ledger.audit, who, "upload", what, row.uploaded)
             stocked = self._stock.add(body, row, told)
         if self._config.keep:
-            self._stock.prune(project, self._config.keep, row.sha256)
+            told = functools.partial(self._ledger.audit, who, "prune releases", at=row.uploaded)
+            self._stock.prune(project, self._config.keep, row.sha256, told)
         return stocked, True
 
     # -- Drafts ------------------------------------------------------------------------------------

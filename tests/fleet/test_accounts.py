@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import itertools
 import threading
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ota_fleet
 import ota_server
 from ota_fleet import accounts as room
 from ota_fleet.accounts import (
@@ -43,7 +45,7 @@ from ota_fleet.ledger import Ledger
 from ota_fleet.rows import Account, Session
 from ota_fleet.two_step import Credentials
 from ota_server import Refused, Request, Site, parse_head
-from tests.conftest import put, wait_until
+from tests.conftest import put, site_of, wait_until
 from tests.core.test_access import ask, basic, bearer, text_of
 from tests.core.wire import request, standing
 from tests.data.make_images import esp8266_image
@@ -805,6 +807,51 @@ def test_environment_that_makes_no_account_is_an_error(
         remembering(folder, admin_email=email, admin_password=password),
     ):
         pass
+
+
+def test_servers_that_start_together_make_one_account(
+    house: House, folder: Path, said: Callable[[], list[str]]
+) -> None:
+    with opened(house.path) as registry:
+        slow = Accounts(Ledger(registry), secure=False)
+        site = site_of(folder, admin_email=ADA, admin_password=PASSWORD)
+        ota_fleet.begin(house.accounts, site)
+        ota_fleet.begin(slow, site)
+    assert [account.email for account in house.ledger.accounts()] == [ADA]
+    assert said()[-1] == "INFO ADMIN_EMAIL is not used: there is an account"
+
+
+def test_log_says_that_the_environment_makes_no_second_account(
+    folder: Path, lines: Callable[[str], list[str]]
+) -> None:
+    for told in (0, 1):
+        with remembering(folder, admin_email=ADA, admin_password=PASSWORD):
+            assert len(lines("INFO ADMIN_EMAIL is not used")) == told
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ({"host": "192.0.2.7", "port": 8123}, "http://192.0.2.7:8123/admin/setup#"),
+        ({"host": "::1", "port": 443, "cert": "x"}, "https://[::1]:443/admin/setup#"),
+        ({"host": "unix:/run/ota"}, "at /admin/setup#"),
+        ({"inherited": "1"}, "at /admin/setup#"),
+    ],
+)
+def test_link_of_the_log_is_a_whole_url_where_it_is_known(
+    settings: dict[str, Any],
+    url: str,
+    folder: Path,
+    house: House,
+    lines: Callable[[str], list[str]],
+) -> None:
+    site = site_of(folder)
+    ota_fleet.begin(
+        house.accounts,
+        dataclasses.replace(site, config=dataclasses.replace(site.config, **settings)),
+    )
+    (line,) = lines("/admin/setup#")
+    assert url in line
 
 
 def test_log_tells_the_link_until_there_is_an_account(

@@ -313,6 +313,25 @@ def test_password_is_nowhere_in_an_answer(house: House) -> None:
         assert b"0123456789" not in body
 
 
+def test_deletion_that_cannot_be_entered_is_not_made(house: House) -> None:
+    with closing(sqlite3.connect(house.state / "fleet.db")) as connection:
+        connection.execute(
+            "CREATE TRIGGER shut BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'shut'); END"
+        )
+    assert house.admin("DELETE", "projects/lamp/releases/1.0.0").status == 500
+    assert house.ask("viewer", "GET", "projects/lamp/releases/1.0.0").status == 200
+
+
+def test_change_of_a_busy_database_is_503_and_reading_goes_on(house: House) -> None:
+    with closing(sqlite3.connect(house.state / "fleet.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = house.admin("PUT", "projects/tree", {})
+        assert (answer.status, answer.detail) == (503, "the database is busy: try again")
+        assert answer.headers["retry-after"] == "30"
+        assert house.ask("viewer", "GET", "devices").status == 200
+    assert house.admin("PUT", "projects/tree", {}).status == 200
+
+
 def test_first_administrator_is_made_with_the_secret_of_the_log(
     folder: Path, lines: Callable[[str], list[str]]
 ) -> None:

@@ -36,8 +36,8 @@ from tests.core.test_access import basic, bearer, text_of
 from tests.core.test_faults import shell
 from tests.core.wire import PATIENCE, Script, request, standing
 from tests.data.make_images import esp32_image
-from tests.fleet.test_fleet import close, fleet, registry_of, remembering
-from tests.fleet.test_registry import opened
+from tests.fleet.test_fleet import close, fleet, registry_of, remembering, with_fleet
+from tests.fleet.test_registry import by_hand, opened
 
 USER, PASSWORD = "sesame", "öpen:sesame"
 ENV = {"US_AUTH_USERNAME": USER, "US_AUTH_PASSWORD": PASSWORD, "PYTHONUTF8": "1"}
@@ -381,10 +381,63 @@ def test_credentials_open_nothing_to_who_may_not_ask(folder: Path) -> None:
         assert (reply.status, "192.0.2.9 is in none of" in text_of(reply)) == (403, True)
 
 
-@pytest.mark.parametrize("pair", [("", ""), (USER, ""), ("", PASSWORD)])
-def test_without_both_words_there_is_no_pair(pair: tuple[str, str], folder: Path) -> None:
-    with remembering(folder, us_username=pair[0], us_password=pair[1]) as site:
-        for who in ("", basic(*pair), ASK, "Authorization: Basic", "Authorization: Basic Og=="):
+@pytest.mark.parametrize("name", ["US_AUTH_USERNAME", "US_AUTH_PASSWORD"])
+def test_half_a_pair_of_credentials_starts_nothing(name: str, folder: Path) -> None:
+    directory = folder.parent
+    command: list[str | Path] = [sys.executable, with_fleet(directory)]
+    command += ["--dir", folder, "--state", directory / "s"]
+    done = subprocess.run(
+        command, check=False, env={name: "x"}, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "US_AUTH_USERNAME and US_AUTH_PASSWORD: set both, or none" in done.stderr
+    assert not (directory / "s").exists()
+
+
+def entries(site: Site) -> list[tuple[str, str, str]]:
+    """The audit."""
+    with registry_of(site) as registry:
+        ledger = Ledger(registry)
+        assert ledger.verify_audit()
+        return [(each.who, each.action, each.what) for each in ledger.audit_log()]
+
+
+def test_change_stands_in_the_audit_under_the_name_of_who_made_it(site: Site) -> None:
+    plan(site)
+    assert ask(site, "DELETE", "/devices/nobody").status == 404
+    assert ask(site, PUT, f"/devices/{DEVICE}", b"x").status == 400
+    assert ask(site, "DELETE", f"/devices/{DEVICE}").status == 200
+    pair, file = "US_AUTH_USERNAME", f"new.bin {digest(NEW)}"
+    assert entries(site)[-3:] == [
+        (pair, "put file", file),
+        (pair, "plan update", f"{DEVICE} from 1.0.0 to new.bin"),
+        (pair, "cancel update", DEVICE),
+    ]
+    accounts = next(each for each in site.guards if isinstance(each, Credentials)).accounts
+    token = accounts.mint("CI", "publisher", "", who="test")[1]
+    assert ask(site, PUT, "/files/a", NEW, who=bearer(token)).status == 200
+    assert entries(site)[-1] == ("token 1 (CI)", "put file", f"a {digest(NEW)}")
+
+
+def test_change_that_cannot_be_entered_is_not_made(site: Site) -> None:
+    plan(site)
+    row = ask(site, GET, "/devices").body
+    with by_hand(Path(site.config.state) / "fleet.db") as connection:
+        connection.execute(
+            "CREATE TRIGGER shut BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'shut'); END"
+        )
+    assert ask(site, PUT, "/files/a", OLD).status == 500
+    assert ask(site, PUT, f"/devices/{DEVICE}", line(DEVICE, "2.0.0", "new.bin")).status == 500
+    assert ask(site, "DELETE", f"/devices/{DEVICE}").status == 500
+    assert ask(site, GET, "/devices").body == row
+    assert ask(site, GET, "/files/a").status == 404
+    assert stored(site) == [digest(NEW)]
+
+
+def test_without_a_pair_nobody_has_it(folder: Path) -> None:
+    with remembering(folder) as site:
+        empty = basic("", "")
+        for who in ("", empty, ASK, "Authorization: Basic", "Authorization: Basic Og=="):
             assert ask(site, GET, "/devices", who=who).status == 403
             assert ask(site, PUT, "/files/a", NEW, who=who).status == 403
 

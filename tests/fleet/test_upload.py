@@ -781,6 +781,19 @@ def test_many_may_publish_at_once_and_one_of_each_version_wins(site: Site) -> No
     assert len(published(site)) == 3
 
 
+def test_pruning_stands_in_the_audit(folder: Path) -> None:
+    with publishing(folder, keep=1) as site:
+        for minor in range(3):
+            path = f"/projects/lamp/releases/1.{minor}.0"
+            assert publish(site, path, esp8266_image("lamp", f"1.{minor}.0")).status == 201
+        entries = Ledger(stock_of(site)._registry).audit_log()
+    old = [digest(esp8266_image("lamp", f"1.{minor}.0")) for minor in range(2)]
+    assert [(each.who, each.what) for each in entries if each.action == "prune releases"] == [
+        ("token 1 (CI)", f"lamp 1.0.0 {old[0]}"),
+        ("token 1 (CI)", f"lamp 1.1.0 {old[1]}"),
+    ]
+
+
 def test_two_servers_see_what_the_other_one_was_sent(folder: Path) -> None:
     with publishing(folder) as here, publishing(folder) as there:
         assert publish(here, TO, LAMP).status == 201
