@@ -2108,6 +2108,18 @@ def unnamed_file(folder: str) -> BinaryIO:
     return tempfile.TemporaryFile(dir=folder)
 
 
+def _check_body(request: Request, most: int) -> None:
+    """Refused: a body like this, or of more than `most` bytes, is not taken."""
+    if "content-length" not in request.headers:
+        raise Refused(411, "send a Content-Length")
+    if "content-range" in request.headers:  # RFC 9110 14.4
+        raise Refused(400, "send all of it: a part, with Content-Range, is not taken")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refused(415, "send it as it is: no Content-Encoding is undone here")
+    if request.body_size > most:
+        raise Refused(413, f"the body has {request.body_size} bytes, at most {most} are taken")
+
+
 class Connection:
     """One client from accept to close: a generator that yields what it waits for.
 
@@ -2308,10 +2320,7 @@ class Connection:
                 rest = yield from self._drop_body(size, rest)
             return request, rest
         admitted(site, forwarded(request, site.config.trust_proxy))
-        if "content-length" not in request.headers:
-            raise Refused(411, "send a Content-Length")
-        if size > route.body:
-            raise Refused(413, f"the body has {size} bytes, at most {route.body} are taken")
+        _check_body(request, route.body)
         if request.headers.get("expect", "").lower() == "100-continue":
             yield from self._send(self._sealed(b"HTTP/1.1 100 Continue\r\n\r\n"))
         short = size <= MAX_BODY and route.body <= CHUNK  # there nobody needs a descriptor

@@ -26,7 +26,8 @@ from urllib.parse import unquote
 from ota_fleet.accounts import DEVICE, Accounts, Actor
 from ota_fleet.files import Store, room
 from ota_fleet.ledger import Ledger
-from ota_fleet.registry import App, normal_id
+from ota_fleet.registry import App, StoredFile, normal_id
+from ota_fleet.upload import check_promises, promises
 from ota_server import (
     NAMED,
     UNCACHED,
@@ -303,13 +304,16 @@ class TwoStep:
             raise Refused(400, "the file is empty")
         if request.headers.get("content-type", "").lower().startswith("multipart/"):
             raise Refused(400, "send the file itself, as curl --data-binary does, not a form")
+        promised = tuple(promises(request.headers))
         words = self._who(request).name, "put file"
         at = int(self._now())
+
+        def note(found: StoredFile) -> None:
+            """In the transaction, so that nothing stays of what is something else."""
+            check_promises(promised, found.md5, found.sha256)
+            self._ledger.audit(*words, f"{path} {found.sha256}", at)
+
         with room():
-            stored = self._store.put(
-                path,
-                request.body,
-                lambda found: self._ledger.audit(*words, f"{path} {found.sha256}", at),
-            )
+            stored = self._store.put(path, request.body, note)
         log.info("%s stored %s: %d bytes, %s", request.peer, path, stored.size, stored.sha256)
         return DONE

@@ -135,6 +135,12 @@ def test_check_is_answered_while_a_body_is_still_coming(site: Site) -> None:
         assert wire.reply().body.decode() == told(BODY)
 
 
+def test_body_that_says_it_is_as_it_is_is_taken(site: Site) -> None:
+    with talking(site) as wire:
+        wire.send(head("Content-Encoding: Identity", size=3) + b"abc")
+        assert wire.reply().body.decode() == told(b"abc")
+
+
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 def test_body_that_means_nothing_is_dropped(method: str, site: Site, ca: Path | None) -> None:
     with talking(site, ca) as wire:
@@ -173,6 +179,9 @@ def test_folder_that_takes_no_file_is_an_error() -> None:
     ("sent", "status"),
     [
         pytest.param(head(size=None), 411, id="no-length"),
+        pytest.param(head("Content-Range: bytes 0-1/9"), 400, id="a-part"),
+        pytest.param(head("Content-Encoding: gzip"), 415, id="packed"),
+        pytest.param(head("Expect: 100-continue", "content-encoding: x"), 415, id="odd-coding"),
         pytest.param(head(size=MOST + 1), 413, id="too-long"),
         pytest.param(head("Expect: 100-continue", size=MOST + 1), 413, id="too-long-and-expects"),
         pytest.param(head("Expect: 100-continue", size=None), 411, id="no-length-and-expects"),

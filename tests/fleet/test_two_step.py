@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -23,7 +25,7 @@ from hypothesis import strategies as st
 
 import ota_server
 from ota_fleet.accounts import Accounts
-from ota_fleet.files import Store
+from ota_fleet.files import UNNAMED_SECONDS, Store
 from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Registry
 from ota_fleet.two_step import Credentials
@@ -550,6 +552,26 @@ def test_file_that_is_replaced_is_the_new_one_and_the_old_bytes_go(site: Site) -
     assert stored(site) == [digest(OLD)]
 
 
+@pytest.mark.parametrize(
+    ("promise", "status"),
+    [
+        (f"x-MD5: {hashlib.md5(NEW, usedforsecurity=False).hexdigest()}", 200),
+        (f"x-SHA256: {digest(NEW)}", 200),
+        (f"x-MD5: {'0' * 32}", 422),
+        (f"x-SHA256: {digest(OLD)}", 422),
+        (f"Repr-Digest: sha-256=:{b64encode(bytes(32)).decode()}:", 422),
+        ("x-MD5: 0", 400),
+    ],
+)
+def test_upload_is_what_was_promised_or_leaves_nothing(
+    promise: str, status: int, site: Site
+) -> None:
+    assert ask(site, PUT, "/files/a.bin", OLD).status == 200
+    assert ask(site, PUT, "/files/a.bin", NEW, promise).status == status
+    assert stored(site) == [digest(NEW if status == 200 else OLD)]
+    assert ask(site, GET, "/files/a.bin").body == (NEW if status == 200 else OLD)
+
+
 def test_same_bytes_are_stored_once_until_the_last_path_lets_go(site: Site) -> None:
     for path in ("a.bin", "b.bin", "a.bin"):
         assert ask(site, PUT, f"/files/{path}", NEW).status == 200
@@ -754,8 +776,36 @@ def test_leftovers_of_a_crash_are_swept(site: Site, folder: Path) -> None:
     (files / "lost+found").mkdir()
     close(site)
     with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
-        assert stored(again) == sorted(["README", digest(NEW), "lost+found"])
+        left = ["README", digest(NEW), "lost+found", f"{digest(OLD)}.unnamed"]
+        assert stored(again) == sorted(left)
         assert ask(again, GET, "/files/new.bin").body == NEW
+
+
+def test_what_a_restored_backup_does_not_name_stays_for_a_month(
+    site: Site, folder: Path, lines: Callable[[str], list[str]]
+) -> None:
+    state = Path(site.config.state)
+    files, late = state / "files", f"{digest(NEW)}.unnamed"
+    ask(site, PUT, "/files/old.bin", OLD)
+    close(site)
+    shutil.copy(state / "fleet.db", state / "backup")
+    with remembering(folder, us_username=USER, us_password=PASSWORD) as later:
+        plan(later)
+    os.utime(files / digest(NEW), (0, 0))  # it came long ago
+    shutil.copy(state / "fleet.db", state / "newer")
+    for database, kept in (("backup", late), ("backup", late), ("newer", digest(NEW))):
+        shutil.copy(state / database, state / "fleet.db")
+        with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
+            assert stored(again) == sorted([digest(OLD), kept])
+            assert ask(again, GET, "/files/new.bin").status == (404 if kept == late else 200)
+    assert len(lines(f"nothing needs {files / digest(NEW)}: it is removed after 30 days")) == 1
+    shutil.copy(state / "backup", state / "fleet.db")
+    with remembering(folder, us_username=USER, us_password=PASSWORD):
+        pass
+    month_ago = time.time() - UNNAMED_SECONDS - 9
+    os.utime(files / late, (month_ago, month_ago))
+    with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
+        assert stored(again) == [digest(OLD)]
 
 
 def test_new_database_does_not_sweep_old_files(site: Site, folder: Path) -> None:
