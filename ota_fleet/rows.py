@@ -228,11 +228,6 @@ def normal_id(text: str) -> str:
     return ":".join(digits[i : i + 2] for i in range(0, 12, 2))
 
 
-def is_mac(text: str) -> bool:
-    """Whether normal_id() made this of a MAC address."""
-    return re.fullmatch("(?:[0-9A-F]{2}:){5}[0-9A-F]{2}", text) is not None
-
-
 @dataclass(frozen=True, slots=True)
 class StoredFile:
     """Bytes that were uploaded under a path; digests are lower-case hex."""
