@@ -27,7 +27,7 @@ from ota_fleet.accounts import ROLES, Accounts
 from ota_fleet.api import read_cursor, write_cursor
 from ota_fleet.ledger import Ledger
 from ota_fleet.openapi import BASE, MAX_JSON
-from ota_fleet.registry import Registry, Sighting
+from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.rows import Entry
 from ota_fleet.upload import FIELDS
 from ota_server import Image, Refused, Reply, Site, answer, parse_head, shown
@@ -747,7 +747,9 @@ def test_cursor_that_is_none_is_refused(text: str) -> None:
         assert refused.status == 422  # noqa: PT017 - or it is none
 
 
-def test_page_of_ten_thousand_devices_takes_less_than_50_ms(folder: Path, furnished: Any) -> None:
+def test_page_of_ten_thousand_devices_is_quicker_than_all_pages(
+    folder: Path, furnished: Any
+) -> None:
     with opened(folder, furnished) as house:
         registry = Registry(house.state / "fleet.db")
         for number in range(10_000):
@@ -755,16 +757,24 @@ def test_page_of_ten_thousand_devices_takes_less_than_50_ms(folder: Path, furnis
             seen = (f"5c{number:010x}", f"p{number % 20}", "esp8266", version, None, None, 1, None)
             registry.seen(Sighting(*seen, "", NOW + number, downloaded=False))
         registry.close()
+
+        def quickest(*targets: str) -> float:
+            """Seconds for these lists, when nobody else is at work."""
+
+            def once() -> float:
+                began = time.perf_counter()
+                assert {house.admin("GET", each).status for each in targets} == {200}
+                return time.perf_counter() - began
+
+            return min(once() for _ in range(5))
+
+        ends = [write_cursor([normal_id(f"5c{number:010x}")]) for number in range(0, 10_000, 1000)]
+        whole = quickest(*(f"devices?limit=1000&cursor={end}" for end in ends))
         for path in ("", "sort=-last_seen", "sort=version", "project=p7", "q=5c", "sort=-version"):
             first = house.admin("GET", f"devices?{path}").data
             assert len(first["items"]) == 100
             target = f"devices?{path}&cursor={first['next']}"
-            times = []
-            for _ in range(7):
-                began = time.perf_counter()
-                assert house.admin("GET", target).status == 200
-                times.append(time.perf_counter() - began)
-            assert min(times) < 0.05, path
+            assert quickest(target) < whole / 2, path  # all of 9,000 versions are sorted for one
 
 
 # -- 5. The document ------------------------------------------------------------------------------
