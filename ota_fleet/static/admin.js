@@ -57,9 +57,9 @@ async function refresh(part) {
   if (!reply.ok) return;
   const page = new DOMParser().parseFromString(await reply.text(), "text/html");
   const fresh = page.getElementById(part.id);
+  if (fresh) improve(fresh);
   if (fresh && fresh.innerHTML !== part.innerHTML && !isBusy(part)) {
     part.replaceChildren(...document.adoptNode(fresh).childNodes);
-    showCopyButtons(part);
   }
 }
 
@@ -170,8 +170,9 @@ function takeDrops(url, csrf) {
 
 // -- What is where
 
-function showCopyButtons(part) {
+function improve(part) {
   for (const button of part.querySelectorAll("button.copy")) button.hidden = false;
+  for (const time of part.querySelectorAll("time")) time.title = new Date(time.dateTime).toLocaleString();
 }
 
 addEventListener("click", (event) => {
@@ -181,9 +182,8 @@ addEventListener("click", (event) => {
 addEventListener("change", (event) => event.target.dataset.all && tickAll(event.target));
 addEventListener("submit", (event) => event.target.hasAttribute("data-upload") && submitFiles(event));
 
-showCopyButtons(document);
+improve(document);
 takeFragment();
 for (const part of document.querySelectorAll("[data-live][id]")) keepFresh(part);
 for (const box of document.querySelectorAll("[data-all]")) box.hidden = false;
-for (const time of document.querySelectorAll("time")) time.title = new Date(time.dateTime).toLocaleString();
 if (document.body.dataset.drop) takeDrops(document.body.dataset.drop, document.body.dataset.csrf);
