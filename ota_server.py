@@ -63,7 +63,7 @@ from dataclasses import dataclass, field, replace
 from email.utils import formatdate, parsedate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import FileIO
+from io import BytesIO, FileIO
 from itertools import chain, count, zip_longest
 from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol, TextIO
 from urllib.parse import quote, unquote
@@ -104,6 +104,8 @@ COMPLAIN_SECONDS = 60  # between two lines about the same trouble
 
 STARVED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # there is just no room
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))  # nor on the disk
+LOST = frozenset((errno.EACCES, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS))
+UNWRITABLE = STARVED | LOST | {errno.ESTALE}  # a folder; a socket does not fail so
 
 log = logging.getLogger("ota")
 
@@ -839,6 +841,7 @@ _FIELDS = (
 _ESP8266_FIELDS = [f"x-esp8266-{name}" for name in _FIELDS]
 _ESP32_FIELDS = [f"x-esp32-{name}" for name in _FIELDS]
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}")
+_ID = re.compile("[!-~]{1,64}")  # esp32FOTA: a number that is made of its MAC
 _KINDS = {  # by the mode of the request; any other is "filesystem", whichever it is
     None: "sketch", "": "sketch", "sketch": "sketch", "version": "sketch", "zip": "zip",
     "littlefs": "littlefs", "fatfs": "fatfs",
@@ -853,7 +856,7 @@ class Report(NamedTuple):
     project: str
     address: str  # IP address
     version: Version | None = None  # the one it runs
-    device: str | None = None  # MAC address, as it sent it but in upper case
+    device: str | None = None  # MAC address, as it sent it but in upper case; or its ?id=
     chip: str | None = None  # as in Facts, or ESP32_FAMILY, or ANY_ESP
     kind: str = "sketch"  # as in Release, or "filesystem": any
     free_space: int | None = None  # bytes
@@ -885,7 +888,7 @@ def _mongoose_fields(headers: Mapping[str, str]) -> tuple[Mapping[str, str], str
 def read_report(project: str, headers: Mapping[str, str], address: str, query: str = "") -> Report:
     """What the x-ESP8266-* or x-ESP32-* headers say: ESP8266httpUpdate.cpp, HTTPUpdate.cpp.
 
-    Without a version there, `?version=` or `?ver=` tells it.
+    Without a version there, `?version=` or `?ver=` tells it; without a MAC, `?id=` who it is.
 
     Raises:
         Refused: 400, a version or number in them cannot be read.
@@ -914,6 +917,8 @@ def read_report(project: str, headers: Mapping[str, str], address: str, query: s
     except ValueError as err:
         raise Refused(400, f"{names[0]}: {err}") from err
     device = mac.upper() if mac and _MAC.fullmatch(mac) else None
+    if device is None and query and _ID.fullmatch(given := parameter(query, "id")):
+        device = given
     kind = _KINDS.get(mode, "filesystem")
     free_space = None if space is None else _bytes(names[3], space)
     chip_size = None if flash is None else _bytes(names[4], flash)
@@ -1865,7 +1870,8 @@ def esp32fota_all(site: Site, request: Request) -> Reply:
 
 def _fota(site: Site, request: Request, project: str, ask: Ask) -> dict[str, str | int]:
     """Version and address of the newest image, and of filesystems of the same version."""
-    report = Report(project, request.peer, chip=ESP32_FAMILY)
+    report = read_report(project, request.headers, request.peer, request.query)
+    report = report._replace(chip=ESP32_FAMILY, version=None)  # it compares by itself
     outcome = ask(site, report, (), ())
     if isinstance(outcome, Objection):
         raise Refused(404, str(outcome))
@@ -2102,6 +2108,18 @@ def unnamed_file(folder: str) -> BinaryIO:
     return tempfile.TemporaryFile(dir=folder)
 
 
+def _check_body(request: Request, most: int) -> None:
+    """Refused: a body like this, or of more than `most` bytes, is not taken."""
+    if "content-length" not in request.headers:
+        raise Refused(411, "send a Content-Length")
+    if "content-range" in request.headers:  # RFC 9110 14.4
+        raise Refused(400, "send all of it: a part, with Content-Range, is not taken")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refused(415, "send it as it is: no Content-Encoding is undone here")
+    if request.body_size > most:
+        raise Refused(413, f"the body has {request.body_size} bytes, at most {most} are taken")
+
+
 class Connection:
     """One client from accept to close: a generator that yields what it waits for.
 
@@ -2190,8 +2208,9 @@ class Connection:
     def _talk(self) -> Generator[Wait | Request, Reply | None, None]:
         """Requests and replies, until one of the two sides has had enough."""
         site, limits = self.server.site, self.server.limits
-        rest, path = b"", ""
+        rest = b""
         for served in count():
+            path = ""
             try:
                 head, rest = yield from self._next_head(rest, fresh=not served)
                 if not head:
@@ -2301,28 +2320,34 @@ class Connection:
                 rest = yield from self._drop_body(size, rest)
             return request, rest
         admitted(site, forwarded(request, site.config.trust_proxy))
-        if "content-length" not in request.headers:
-            raise Refused(411, "send a Content-Length")
-        if size > route.body:
-            raise Refused(413, f"the body has {size} bytes, at most {route.body} are taken")
+        _check_body(request, route.body)
         if request.headers.get("expect", "").lower() == "100-continue":
             yield from self._send(self._sealed(b"HTTP/1.1 100 Continue\r\n\r\n"))
+        short = size <= MAX_BODY and route.body <= CHUNK  # there nobody needs a descriptor
         try:
-            body, rest = yield from self._receive_body(size, rest, site.config.state)
+            body, rest = yield from self._receive_body(
+                size, rest, "" if short else site.config.state
+            )
         except OSError as err:
-            if err.errno not in FULL:
-                raise
-            raise Refused(
-                507, "there is no room left for the body: make some, send it again"
-            ) from err
+            if err.errno in UNWRITABLE:
+                reason = "the state folder cannot be written"
+                self.server._complain(f"{reason}: {err}", logging.ERROR)
+                raise Refused(503, f"{reason}: see the log") from err
+            if err.errno in FULL:
+                reason = "there is no room left for the body: make some, send it again"
+                raise Refused(507, reason) from err
+            raise
         return request._replace(body=body), rest
 
     def _receive_body(self, size: int, rest: bytes, folder: str) -> Steps:
-        """A body, as a file without a name that ends with its descriptor, and what is behind it."""
+        """A body, as a file without a name that ends with its descriptor, and what is behind it.
+
+        Without a folder it is in memory.
+        """
         limits = self.server.limits
         deadline = time.monotonic() + limits.progress + size / MIN_RATE
         with ExitStack() as opened:
-            body = opened.enter_context(unnamed_file(folder))
+            body = opened.enter_context(unnamed_file(folder) if folder else BytesIO())
             turn = missing = size - body.write(rest[:size])
             rest = rest[size:]
             while missing:
@@ -2660,12 +2685,12 @@ class Server(ThreadingHTTPServer):
         self._listen(time.monotonic() + self.limits.tick)
         self._complain(reason)
 
-    def _complain(self, reason: str) -> None:
+    def _complain(self, reason: str, level: int = logging.WARNING) -> None:
         """Logs what comes with every connection, but seldom."""
         now = time.monotonic()
         if now > self._complain_at:
             self._complain_at = now + COMPLAIN_SECONDS
-            log.warning(reason)
+            log.log(level, reason)
 
     def _advance(self, connection: Connection, reply: Reply | None = None) -> None:
         """Lets a connection go on to what it waits for next."""
@@ -2757,6 +2782,7 @@ class LogLines(logging.Handler):
 
     def __init__(self, stream: TextIO, *, journal: bool = False) -> None:
         super().__init__()
+        self.setFormatter(logging.Formatter())  # of what is behind the level
         self._stream = stream
         self._journal = journal
         self._lines: list[str] = []

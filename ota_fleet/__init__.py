@@ -43,13 +43,16 @@ from ota_fleet.upload import Uploads
 from ota_fleet.upload_pages import UploadPages
 from ota_server import (
     Access,
+    Config,
     Event,
+    Refused,
     Release,
     Request,
     Rule,
     Site,
     fit_unasked,
     only_newer,
+    own_url,
     same_image,
 )
 
@@ -65,6 +68,7 @@ log = logging.getLogger("ota.fleet")
 def extend(site: Site) -> Site:
     """The site with a memory. OSError, ValueError: the folder of the fleet is not to be used."""
     config = site.config
+    pair = pair_of(config)
     os.makedirs(config.state, mode=0o700, exist_ok=True)
     try:
         path = os.path.join(config.state, "fleet.db")
@@ -74,16 +78,16 @@ def extend(site: Site) -> Site:
     store = Store(os.path.join(config.state, "files"), registry)
     stock = Stock(site.catalog, registry, store)
     history = History(registry)
+    ledger = Ledger(registry)
+    accounts = Accounts(ledger, secure=bool(config.cert))
     site = replace(
         with_stock(site, stock, registry),
         listeners=(*site.listeners, functools.partial(remember, registry, history, stock.resolve)),
-        closers=(*site.closers, stock.close, registry.close, store.close),
+        closers=(*site.closers, accounts.close, stock.close, registry.close, store.close),
     )
-    ledger = Ledger(registry)
-    accounts = Accounts(ledger, secure=bool(config.cert))
     begin(accounts, site)
-    routes = TwoStep(registry, store, config.max_image).routes()
-    guard = Credentials(accounts, registry.admitted, pair_of(config))
+    guard = Credentials(accounts, registry.admitted, pair)
+    routes = TwoStep(ledger, store, guard.actor, config.max_image).routes()
     uploads = Uploads(stock, ledger, config)
     operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
     api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
@@ -152,8 +156,20 @@ def begin(accounts: Accounts, site: Site) -> None:
             for close in site.closers:
                 close()
             raise ValueError(f"ADMIN_EMAIL, ADMIN_PASSWORD: {err}") from err
+        except Refused:  # another server with the same state was faster
+            log.info("ADMIN_EMAIL is not used: there is an account")
     elif secret:
-        log.warning("there is no account yet: make the first one at /admin/setup#%s", secret)
+        path = f"admin/setup#{secret}"
+        log.warning("there is no account yet: make the first one at %s%s", _own_url(config), path)
+    elif config.admin_email:
+        log.info("ADMIN_EMAIL is not used: there is an account")
+
+
+def _own_url(config: Config) -> str:
+    """Where people find the server, as far as it knows before it listens."""
+    if config.inherited or config.host.startswith("unix:"):
+        return "/"
+    return own_url(config, (config.host, config.port))
 
 
 def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:

@@ -22,6 +22,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -211,8 +212,13 @@ class Accounts:
         self._by_account, self._by_address = Throttle(), Throttle()
         self._familiar: dict[tuple[str, str], None] = {}  # account and address that signed in
         self._waiting = threading.BoundedSemaphore(MAX_WAITING)
-        self._hashing = threading.BoundedSemaphore(HASHES)
+        # Threads of their own: 16 MB of each thread that ever hashed would stay with it.
+        self._hashing = ThreadPoolExecutor(HASHES, "passwords")
         ledger.registry.watch(self._read)
+
+    def close(self) -> None:
+        """Ends the threads that hash; once more does nothing."""
+        self._hashing.shutdown()
 
     def _read(self) -> None:
         self._known = _Known(
@@ -430,13 +436,12 @@ class Accounts:
             self._waiting.release()
 
     def _fits(self, password: str, stored: str) -> bool:
-        with self._hashing:
-            return is_password(password, stored)
+        return self._hashing.submit(is_password, password, stored).result()
 
     def _hash(self, password: str) -> str:
         password = checked_password(password)
-        with self._a_place(), self._hashing:
-            return hashed(password, secrets.token_bytes(16))
+        with self._a_place():
+            return self._hashing.submit(hashed, password, secrets.token_bytes(16)).result()
 
     # -- Tokens
 

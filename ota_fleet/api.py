@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 
 from ota_fleet.accounts import Accounts, Actor, allow
 from ota_fleet.files import room
+from ota_fleet.forms import is_form
 from ota_fleet.openapi import BASE, JSON, LINES, MAX_JSON, PROBLEM, Operation, read_body, read_query
+from ota_fleet.upload import FORM
 from ota_server import (
     RETRY_SECONDS,
     UNCACHED,
@@ -100,12 +102,15 @@ class Api:
         if operation is None:
             return  # answer() says which methods there are
         self._actor(operation, names, request)
+        kind = request.headers.get("content-type", "")
+        most = self._most - FORM
+        if operation.upload and request.body_size > most and not is_form(kind):
+            raise Refused(413, f"the image has {request.body_size} bytes, at most {most} are taken")
         if operation.body is None:
             return
         if request.body_size > MAX_JSON:
             raise Refused(413, f"the body has {request.body_size} bytes, not at most {MAX_JSON}")
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != JSON:
+        if kind.partition(";")[0].strip().lower() != JSON:
             raise Refused(415, f"send JSON, with Content-Type: {JSON}")
 
     def answer(self, site: Site, request: Request) -> Reply:

@@ -346,7 +346,7 @@ class DevicePages:
             return See(DEVICES, f"{device.id} is forgotten.")
         if do not in {"note", "pin"}:
             raise Refused(422, "the form does not say what to do")
-        change = _pinned(call) if do == "pin" else _noted(call, device)
+        change = _pinned(call, device) if do == "pin" else _noted(call, device)
         with self._recording(call, "annotate device") as what:
             if change and self.ledger.registry.annotate(device.id, **change):
                 what.append(told(device, change))
@@ -499,6 +499,7 @@ def _noted(call: Call, device: Device) -> _Change:
     return change
 
 
-def _pinned(call: Call) -> _Change:
+def _pinned(call: Call, device: Device) -> _Change:
     pin = call.given("pin").strip()
-    return _Change(pin=str(Version.parse(pin)) if pin else "")
+    pin = str(Version.parse(pin)) if pin else ""
+    return _Change() if pin == device.pin else _Change(pin=pin)

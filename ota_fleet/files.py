@@ -19,9 +19,11 @@ import secrets
 import shutil
 import sqlite3
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
+from pathlib import Path
 from sqlite3 import Connection
 from typing import BinaryIO, NamedTuple
 
@@ -34,7 +36,12 @@ if sys.platform != "win32":
 
 PIECE = 1 << 20  # bytes that are hashed or copied at once
 
-_OURS = re.compile(r"[0-9a-f]{64}(?:(?:\.[0-9a-f]{16})?\.part)?")  # names that are given here
+UNNAMED_SECONDS = 30 * 86_400  # that bytes stay which no row names any more
+
+_UNNAMED = "unnamed"  # the end of their names
+_OURS = re.compile(  # names that are given here
+    r"[0-9a-f]{64}(?:\.unnamed|(?:\.[0-9a-f]{16})?\.part)?"
+)
 
 _DRAFTS = "SELECT id, sha256, name, who, at FROM draft "
 _PUT_DRAFT = "INSERT INTO draft (sha256, name, who, at) VALUES (?, ?, ?, ?) RETURNING id"
@@ -46,11 +53,13 @@ log = logging.getLogger("ota.files")
 
 @contextmanager
 def room() -> Iterator[None]:
-    """Makes a full disk a 507."""
+    """Makes a full disk a 507, and a database in which others write a 503."""
     try:
         yield
     except (OSError, sqlite3.OperationalError) as err:
-        code = err.errno if isinstance(err, OSError) else err.sqlite_errorcode
+        code = err.errno if isinstance(err, OSError) else err.sqlite_errorcode & 0xFF
+        if isinstance(err, sqlite3.Error) and code == sqlite3.SQLITE_BUSY:
+            raise Refused(503, "the database is busy: try again") from err
         if code not in (FULL if isinstance(err, OSError) else {sqlite3.SQLITE_FULL}):
             raise
         raise Refused(507, "there is no room left on the disk: make some, send it again") from err
@@ -97,11 +106,17 @@ class Store:
         """Where bytes with this SHA-256 are, if they are there."""
         return os.path.join(self._folder, digest)
 
-    def put(self, path: str, body: BinaryIO) -> StoredFile:
-        """Keeps the bytes under this path, on the disk when it comes back. OSError: it cannot."""
+    def put(
+        self, path: str, body: BinaryIO, also: Callable[[StoredFile], object] = lambda _: None
+    ) -> StoredFile:
+        """Keeps the bytes under this path, on the disk when it comes back. OSError: it cannot.
+
+        What `also` writes belongs to the same transaction.
+        """
         with self.keeping(body) as (kept, connection):
             stored = StoredFile(path, *kept)
             before = self._registry.put_file(connection, stored)
+            also(stored)
         if before:
             self.drop(before)
         return stored
@@ -112,20 +127,26 @@ class Store:
 
         Without such a row in the end they go again. OSError, sqlite3.Error: it cannot be done.
         """
-        kept = self.keep(body)
+        kept, part = self._prepare(body)
         try:
             with self._registry.writing() as connection:
-                if not os.path.exists(self.path(kept.sha256)):  # somebody just dropped them
-                    self._name(body, kept)
+                if part or not os.path.exists(self.path(kept.sha256)):  # somebody just dropped them
+                    os.replace(part or self._part(body, kept.sha256), self.path(kept.sha256))
                     _sync(self._folder)
                 yield kept, connection
         except BaseException:
-            with suppress(OSError, sqlite3.Error):  # else they are swept at the next start
+            with suppress(OSError, sqlite3.Error):  # else they are swept at a later start
+                if part:
+                    Path(part).unlink(missing_ok=True)
                 self.drop(kept.sha256)
             raise
 
-    def keep(self, body: BinaryIO) -> Kept:
-        """Puts the bytes on the disk under their digest; the same ones are there once."""
+    def _prepare(self, body: BinaryIO) -> tuple[Kept, str]:
+        """Puts the bytes on the disk, and says where; "": they are there already, whole.
+
+        They get their name in the transaction that needs them: what has one and no row may have
+        lost it with a restored backup, and is no leftover of a kill.
+        """
         sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
         with FileIO(body.fileno(), closefd=False) as file:
             file.seek(0)
@@ -135,10 +156,7 @@ class Store:
                 size += len(piece)
         os.fsync(body.fileno())
         kept = Kept(sha256.hexdigest(), md5.hexdigest(), size)
-        if not self._holds(kept):
-            self._name(body, kept)
-        _sync(self._folder)
-        return kept
+        return kept, "" if self._holds(kept) else self._part(body, kept.sha256)
 
     def drop(self, *digests: str) -> None:
         """Removes the bytes that no row names any more."""
@@ -222,45 +240,56 @@ class Store:
             return hashlib.file_digest(file, "sha256").hexdigest() == kept.sha256
         return False
 
-    def _name(self, body: BinaryIO, kept: Kept) -> None:
-        """Gives the bytes their name, all at once."""
-        target = self.path(kept.sha256)
-        if not _linked(body, target):
-            self._copy(body, target)
-
-    def _copy(self, body: BinaryIO, target: str) -> None:
-        """The same where a file without a name cannot get one, or a damaged one has it."""
-        part = f"{target}.{secrets.token_hex(8)}.part"
+    def _part(self, body: BinaryIO, digest: str) -> str:
+        """Where the bytes are under a name that the next start sweeps; a copy if need be."""
+        part = f"{self.path(digest)}.{secrets.token_hex(8)}.part"
+        if _linked(body, part):
+            return part
         try:
             with FileIO(body.fileno(), closefd=False) as file, open(part, "xb") as copy:
                 file.seek(0)
                 shutil.copyfileobj(file, copy, PIECE)
                 copy.flush()
                 os.fsync(copy.fileno())
-            os.replace(part, target)
         except OSError:
             with suppress(OSError):
                 os.unlink(part)
             raise
+        return part
 
     def _share(self, folder: int) -> None:
         """Uses the folder together with other servers; sweeps it while there is none."""
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            log.info("%s is not swept: another server uses it", printable(self._folder))
+            log.debug("%s is not swept: another server uses it", printable(self._folder))
         else:
             self._sweep()
         with suppress(OSError):  # a share of the network may have no locks
             fcntl.flock(folder, fcntl.LOCK_SH)  # until it is closed
 
     def _sweep(self) -> None:
-        """Removes what no row names; nothing at all where a new database meets old files."""
+        """Removes what no row names; nothing at all where a new database meets old files.
+
+        What had a name is kept for a while: with an older fleet.db, copied back from a backup, the
+        rows of all later uploads are gone, and the later fleet.db may still be there.
+        """
         needed = self._registry.file_digests()
         for name in os.listdir(self._folder) if needed else ():
-            if name not in needed and _OURS.fullmatch(name):
-                log.warning("%s is removed: nothing needs it", printable(self.path(name)))
-                os.unlink(self.path(name))
+            path = self.path(name)
+            digest, _, end = name.partition(".")
+            if not _OURS.fullmatch(name) or name in needed:
+                continue
+            if end == _UNNAMED and digest in needed:
+                os.replace(path, self.path(digest))
+            elif not end:
+                os.utime(path)
+                os.replace(path, f"{path}.{_UNNAMED}")
+                days = f"it is removed after {UNNAMED_SECONDS // 86_400} days"
+                log.warning("nothing needs %s: %s, as .%s", printable(path), days, _UNNAMED)
+            elif end != _UNNAMED or os.stat(path).st_mtime < time.time() - UNNAMED_SECONDS:
+                log.warning("%s is removed: nothing needs it", printable(path))
+                os.unlink(path)
 
 
 def _sync(folder: str) -> None:

@@ -6,6 +6,7 @@ of them. Everything goes through the registry, as its threads and promises are t
 
 from __future__ import annotations
 
+import functools
 import logging
 import sqlite3
 from collections.abc import Iterator
@@ -189,11 +190,9 @@ class Ledger:
         what: list[str] = []
         with self.registry.writing() as connection:
             yield connection, what
-            entries = [_add(connection, at, clean(who), clean(action), text)
-                       for text in _packed(what)]  # fmt: skip
-        for each in entries:
-            texts = (text[:64] for text in (each.who, each.action, each.what))
-            log.info("audit %d %s %r %r %r", each.number, each.digest, *texts)
+            for text in _packed(what):
+                entry = _add(connection, at, clean(who), clean(action), text)
+                self.registry.once_written(functools.partial(_tell, entry))
 
     def audit_log(self, after: int = 0, limit: int = 100) -> list[Entry]:
         """A page of entries, the oldest first, from behind the number `after`; at most MAX_PAGE."""
@@ -242,6 +241,11 @@ def _add(connection: Connection, at: int, who: str, action: str, what: str) -> E
     head = "UPDATE audit_head SET number = ?, digest = ?"
     connection.execute(head, (entry.number, entry.digest))
     return entry
+
+
+def _tell(entry: Entry) -> None:
+    texts = (text[:64] for text in (entry.who, entry.action, entry.what))
+    log.info("audit %d %s %r %r %r", entry.number, entry.digest, *texts)
 
 
 def _account(connection: Connection, account: int) -> Account | None:

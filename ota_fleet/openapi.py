@@ -255,9 +255,10 @@ def _content(operation: Operation) -> dict[str, Any]:
     if not operation.upload:
         return {}
     image = {"type": "string", "contentMediaType": "application/octet-stream"}
+    fields = dict.fromkeys(("project", "version", "notes"), text())
     form = {
         "type": "object",
-        "properties": {"file": image, **dict.fromkeys(("project", "version", "notes"), text())},
+        "properties": {"file": image, **fields, **REPLACE},
         "required": ["file"],
     }
     return {"application/octet-stream": {}, "multipart/form-data": {"schema": form}}
@@ -396,6 +397,7 @@ CHANGE = record(
     withdrawn=flag("no device gets it any more; false: they do again"),
     reason=text("why it is withdrawn", maxLength=MAX_LONG),
 )
+VERIFIED = record(sound=flag("no entry was changed, moved or taken out"))
 REPLACE: Mapping[str, Schema] = {
     "replace": text("1: also one that is not newer, and in the place of its twin", enum=["0", "1"])
 }

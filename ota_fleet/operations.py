@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -35,7 +35,7 @@ from ota_fleet.api import (
 from ota_fleet.ledger import Ledger
 from ota_fleet.openapi import Operation, page, record
 from ota_fleet.registry import MAX_PAGE, Device, Registry, Search, normal_id
-from ota_fleet.rows import Entry, Project, Stocked
+from ota_fleet.rows import Entry, Project, Stocked, is_mac
 from ota_fleet.stock import Stock
 from ota_fleet.upload import Uploads
 from ota_server import UNCACHED, Refused, Reply, Version, shown
@@ -293,12 +293,14 @@ class Operations:
     def list_projects(self, call: Call) -> dict[str, Any]:
         """GET projects."""
         names = [call.actor.project] if call.actor.project else self.stock.projects()
-        found = filter(None, map(self.stock.project, names))
-        return listed(map(self._described, found), call, lambda each: each["name"])
+        found = listed(({"name": each} for each in names), call, lambda each: each["name"])
+        newest = self.stock.newest()
+        known = filter(None, (self.stock.project(each["name"]) for each in found["items"]))
+        return {**found, "items": [_described(each, newest) for each in known]}
 
     def project(self, call: Call) -> dict[str, Any]:
         """GET projects/{project}."""
-        return self._described(self._project(call))
+        return _described(self._project(call), self.stock.newest())
 
     def put_project(self, call: Call) -> dict[str, Any]:
         """PUT projects/{project}."""
@@ -337,6 +339,8 @@ class Operations:
     def admit(self, call: Call) -> None:
         """PUT projects/{project}/admissions/{device}."""
         project, device = self._project(call).name, normal_id(call.path["device"])
+        if not is_mac(device):
+            raise Refused(422, f"{shown(device)} is no MAC address")
         with self._recording(call, "admit device") as what:
             if self.registry.admit(project, device):
                 what.append(f"{device} to {project}")
@@ -355,10 +359,6 @@ class Operations:
         if found is None:
             raise Refused(404, f"there is no project {shown(call.path['project'])}")
         return found
-
-    def _described(self, project: Project) -> dict[str, Any]:
-        newest = self.stock.newest().get(project.name, "")
-        return {**without("made")(project), "newest": str(newest)}
 
     # -- Releases ----------------------------------------------------------------------------------
 
@@ -438,10 +438,9 @@ class Operations:
     def delete_release(self, call: Call) -> None:
         """DELETE projects/{project}/releases/{version}."""
         project, version = self._version(call)
-        if not self.stock.delete(project, version):  # no transaction brings back a file
+        what = call.actor.name, "delete release", f"{project} {version}", int(self.now())
+        if not self.stock.delete(project, version, lambda: self.ledger.audit(*what)):
             raise Refused(404, f"there is no {version} of {shown(project)}")
-        what = f"{project} {version}"
-        self.ledger.audit(call.actor.name, "delete release", what, int(self.now()))
 
     def _version(self, call: Call) -> tuple[str, Version]:
         """Project and version of the path. Refused: 404."""
@@ -464,6 +463,10 @@ class Operations:
                 self.export, query={"after": after}, kind=openapi.LINES,
             ),
             Operation(
+                "GET", "/audit/verified", "admin", "Whether no entry was changed or taken out; "
+                "reads all of them", self.verify, answer=openapi.VERIFIED,
+            ),
+            Operation(
                 "GET", "/openapi.json", "", "This document", self.document,
                 answer={"type": "object"},
             ),
@@ -481,6 +484,10 @@ class Operations:
         lines = (f"{json.dumps(asdict(each))}\n".encode() for each in self._entries(after))
         return file_reply(lines, self.folder, "audit.jsonl", call.request.peer)
 
+    def verify(self, _call: Call) -> dict[str, Any]:
+        """GET audit/verified."""
+        return {"sound": self.ledger.verify_audit()}
+
     def _entries(self, after: int) -> Iterator[Entry]:
         """All entries behind a number."""
         while entries := self.ledger.audit_log(after, MAX_PAGE):
@@ -490,3 +497,7 @@ class Operations:
     def document(self, call: Call) -> dict[str, Any]:
         """GET openapi.json."""
         return openapi.document(self.table(), secure=call.request.secure)
+
+
+def _described(project: Project, newest: Mapping[str, Version]) -> dict[str, Any]:
+    return {**without("made")(project), "newest": str(newest.get(project.name, ""))}

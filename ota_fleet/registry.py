@@ -52,6 +52,8 @@ MAX_DEVICES = 10_000
 MAX_LABELS = 32
 MAX_PAGE = 1_000  # rows of one page of a list
 MAX_IDLE = 8  # connections kept for the next readers
+MAX_WAITING = 8  # threads that wait for their turn to write
+SOON = 0.5  # seconds, after which whoever has not even such a place gives up
 EVERYTHING = Search()
 READ_WAIT = 0.2  # seconds; nothing of ours makes a reader wait, another program may
 
@@ -170,6 +172,36 @@ class _Pending(Generic[T]):
         return batch
 
 
+class Turn:
+    """A lock for which few wait, and none for long, so that threads are left for everybody else.
+
+    Entering raises sqlite3.OperationalError, with SQLITE_BUSY, where it would be too long.
+    """
+
+    def __init__(self, seconds: float, most: int = MAX_WAITING) -> None:
+        """At most so many wait, at most so long."""
+        self.lock = threading.RLock()
+        self._seconds = seconds
+        self._places = threading.BoundedSemaphore(most)
+
+    def __enter__(self) -> None:
+        if not (self.lock.acquire(blocking=False) or self._wait()):
+            busy = sqlite3.OperationalError("others are writing")
+            busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise busy
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+    def _wait(self) -> bool:
+        if not self._places.acquire(timeout=min(SOON, self._seconds)):
+            return False
+        try:
+            return self.lock.acquire(timeout=self._seconds)
+        finally:
+            self._places.release()
+
+
 class Registry:
     """The one room with a memory. Every function may be called from any thread."""
 
@@ -189,9 +221,11 @@ class Registry:
         self._see = self.in_batches(self._write_sightings)
         self._outage = False  # that nothing can be written just now was said
         self._full = False  # that devices are forgotten was said
-        self._lock = threading.RLock()  # of both writing connections; SQLite has one writer anyway
-        self._often = self._connection("PRAGMA synchronous = NORMAL")  # no sync for each batch
-        self._surely = self._connection("PRAGMA synchronous = FULL")
+        self._turn = Turn(WAIT)
+        self._lock = self._turn.lock  # of both writing connections; SQLite has one writer anyway
+        self._often = self._connection("PRAGMA synchronous = NORMAL", WAIT)  # no sync for a batch
+        self._surely = self._connection("PRAGMA synchronous = FULL", WAIT)
+        self._told: list[Callable[[], None]] = []  # once the transaction is on the disk
         self._idle: list[Connection] = []
         self._admitted: dict[str, frozenset[str]] = {}  # replaced whole: read without a lock
         self._pins: dict[str, str] = {}
@@ -444,7 +478,7 @@ class Registry:
 
     # -- Connections -------------------------------------------------------------------------------
 
-    def _connection(self, setting: str, wait: float = WAIT) -> Connection:
+    def _connection(self, setting: str, wait: float) -> Connection:
         connection = connect(self._path, wait)
         connection.execute(setting)
         return connection
@@ -480,15 +514,23 @@ class Registry:
     def writing(self) -> Iterator[Connection]:
         """A transaction that is on the disk, and in everybody's memory, when this is left.
 
-        What is written inside by the same thread belongs to it.
+        What is written inside by the same thread belongs to it. sqlite3.OperationalError, with
+        SQLITE_BUSY: others write for too long, or too many wait.
         """
-        with self._lock:
+        with self._turn:
             if self._surely.in_transaction:
                 yield self._surely
                 return
+            self._told = []
             with transaction(self._surely) as connection:
                 yield connection
+            for tell in self._told:
+                tell()
         self.refresh()
+
+    def once_written(self, tell: Callable[[], None]) -> None:
+        """Calls this when what this thread is writing is on the disk; if it never is, never."""
+        self._told.append(tell)
 
     def rows(self, statement: str, *values: str | int) -> list[Any]:
         """What a statement finds; it cannot write."""

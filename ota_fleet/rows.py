@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
-from ota_server import ESP32_CHIPS, Refused, Release, Version, shown
+from ota_server import ESP32_CHIPS, UNVERSIONED, Refused, Release, Version, shown
 
 MAX_TEXT = 255  # characters of what a device says of itself; of names too
 MAX_LONG = 4_096  # characters of notes, of an entry of the audit, of what the two-step table holds
@@ -253,6 +255,11 @@ class StoredRelease:
     uploaded: int  # UTC seconds
     who: str
 
+    @property
+    def slot(self) -> tuple[str, str, bool]:
+        """What only one image of a version has."""
+        return self.kind, self.chip, self.packed
+
 
 @dataclass(frozen=True, slots=True)
 class Project:
@@ -365,6 +372,63 @@ def tables_of(projects: Rows, aliases: Rows, releases: Rows, withdrawn: Rows) ->
     }
     reasons = {(project, digest): reason for project, digest, reason in withdrawn}
     return Tables(made, owners, found, reasons)
+
+
+def read_versions(texts: Iterable[str]) -> set[Version]:
+    """Those that are some: what a device says need not be one."""
+    found = set()
+    for text in texts:
+        with suppress(ValueError):
+            found.add(Version.parse(text))
+    return found
+
+
+def outdated(
+    rows: Sequence[StoredRelease], keep: int, withdrawn: Mapping[tuple[str, str], str]
+) -> Iterator[StoredRelease]:
+    """Those of a project, newest first, that are behind the newest `keep` versions of their kind.
+
+    Versions of a chip and pre-releases count for themselves, too, and withdrawn ones do not.
+    """
+    groups: dict[tuple[object, ...], set[Version]] = {}
+    for row in rows:
+        version = Version.parse(row.version)
+        counted = groups.setdefault((row.kind, row.chip, version.prerelease), set())
+        if version not in counted and len(counted) == keep:
+            yield row
+        elif (row.project, row.sha256) not in withdrawn:
+            counted.add(version)
+
+
+Rank = tuple[object, ...]
+
+
+class Pile(NamedTuple):
+    """A project's uploaded releases, as far as they are checked."""
+
+    whole: Sequence[tuple[Rank, Release]] = ()
+    flawed: Sequence[str] = ()  # sentences
+    waiting: bool = False  # for a check
+
+
+def rank(release: Release, age: int) -> Rank:
+    """What orders releases, as DirectoryCatalog does; `age` is ns since 1970."""
+    return release.version.precedence, not release.name.endswith(".gz"), age
+
+
+def _same(release: Release) -> tuple[object, ...]:
+    """What only one release of a project has: the newer file wins."""
+    name = release.name * (release.version == UNVERSIONED)
+    return release.version, release.kind, release.facts.chip, release.facts.packed, name
+
+
+def merged(folder: Sequence[Release], pile: Pile) -> tuple[Release, ...]:
+    """Both, newest first."""
+    ranked = [(rank(each, each.identity[3]), each) for each in folder]
+    found: dict[tuple[object, ...], Release] = {}
+    for _, release in sorted((*ranked, *pile.whole), key=itemgetter(0), reverse=True):
+        found.setdefault(_same(release), release)
+    return tuple(found.values())
 
 
 def check_name(name: str) -> None:

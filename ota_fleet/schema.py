@@ -254,6 +254,8 @@ def prepare(path: Path) -> None:
         with _held(path.parent):  # who starts at the same time waits for what this one makes
             if not os.path.lexists(path):
                 _make(path)
+            if not path.stat().st_mode & stat.S_IWUSR:  # a backup that was kept so: SQLite would
+                path.chmod(0o600)  # give its mode to the files beside it
             _examine(path)
             with closing(connect(path)) as connection:
                 _migrate(connection, path)

@@ -19,25 +19,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple
 from http import HTTPStatus
-from itertools import chain, zip_longest
-from operator import attrgetter, itemgetter
-from typing import Any, BinaryIO, NamedTuple
+from itertools import chain, filterfalse, zip_longest
+from operator import attrgetter
+from typing import Any, BinaryIO
 
 from ota_fleet.files import Found, Store
 from ota_fleet.registry import Registry
 from ota_fleet.rows import (
     MAX_LONG,
+    Pile,
     Project,
+    Rank,
     Stocked,
     StoredRelease,
     Tables,
     check_project,
     clean,
+    merged,
+    outdated,
+    rank,
+    read_versions,
     tables_of,
 )
 from ota_fleet.schema import transaction
 from ota_server import (
-    UNVERSIONED,
     Catalog,
     Facts,
     Image,
@@ -70,39 +75,18 @@ _PUT = """INSERT INTO project (name, chips, created, partition_size, admit) VALU
 ON CONFLICT (name) DO UPDATE SET chips = excluded.chips,
     partition_size = excluded.partition_size, admit = excluded.admit"""
 _UNNAME = "DELETE FROM alias WHERE project = ?"
+_NAMED = """SELECT project FROM alias WHERE name = ? UNION SELECT name FROM project WHERE name = ?
+UNION SELECT project FROM release WHERE project = ?"""
+_HAS_RELEASES = "SELECT 1 FROM release WHERE project = ?"
+_TOKENS = """SELECT id FROM token WHERE project = ?
+OR project IN (SELECT name FROM alias WHERE project = ?) ORDER BY id"""
 _RUNNING = "SELECT DISTINCT version, image, pin FROM device WHERE project = ?"
+
+UNKNOWN = Project("")
 
 log = logging.getLogger("ota.stock")
 
-Rank = tuple[object, ...]
-
-
-class _Pile(NamedTuple):
-    """A project's uploaded releases, as far as they are checked."""
-
-    whole: Sequence[tuple[Rank, Release]] = ()
-    flawed: Sequence[str] = ()  # sentences
-    waiting: bool = False  # for a check
-
-
-def _rank(release: Release, age: int) -> Rank:
-    """What orders releases, as DirectoryCatalog does; `age` is ns since 1970."""
-    return release.version.precedence, not release.name.endswith(".gz"), age
-
-
-def _same(release: Release) -> tuple[object, ...]:
-    """What only one release of a project has: the newer file wins."""
-    name = release.name * (release.version == UNVERSIONED)
-    return release.version, release.kind, release.facts.chip, release.facts.packed, name
-
-
-def _merged(folder: Sequence[Release], pile: _Pile) -> tuple[Release, ...]:
-    """Both, newest first."""
-    ranked = [(_rank(each, each.identity[3]), each) for each in folder]
-    found: dict[tuple[object, ...], Release] = {}
-    for _, release in sorted((*ranked, *pile.whole), key=itemgetter(0), reverse=True):
-        found.setdefault(_same(release), release)
-    return tuple(found.values())
+Also = Callable[[], object]
 
 
 class Stock:
@@ -120,8 +104,9 @@ class Stock:
         self._rows_read: list[list[Any]] = []
         self._tables = Tables()
         self._found: dict[tuple[str, str], Found] = {}  # by SHA-256 and kind
-        self._piles: Mapping[str, _Pile] = {}  # replaced whole: read without a lock
-        self._cache: dict[str, tuple[Sequence[Release], _Pile, Sequence[Release]]] = {}
+        self._piles: Mapping[str, Pile] = {}  # replaced whole: read without a lock
+        self._told: set[str] = set()  # aliases that are files' names as well
+        self._cache: dict[str, tuple[Sequence[Release], Pile, Sequence[Release]]] = {}
         self._sorting = threading.Lock()  # who changes the piles
         self._checking = threading.Lock()  # who reads a file
         self._wake = threading.Event()
@@ -149,6 +134,11 @@ class Stock:
         for project, rows in self._tables.releases.items():
             newest = Version.parse(rows[0].version)
             found[project] = max(newest, found.get(project, newest))
+        for project in {project for project, _ in self._tables.withdrawn} & found.keys():
+            with suppress(Refused):  # files may not be checked yet
+                images = [each for each in self.images(project) if each.withdrawn is None]
+                del found[project]
+                found |= {project: max(each.release.version for each in images)} if images else {}
         return dict(sorted(found.items()))
 
     def projects(self) -> Sequence[str]:
@@ -157,7 +147,7 @@ class Stock:
 
     def releases(self, project: str) -> Sequence[Release]:
         """See Catalog; `project` may be an alias."""
-        project = self._tables.aliases.get(project, project)
+        project = self.resolve(project)
         pile = self._piles.get(project)
         if pile is None:
             return self._folder.releases(project)
@@ -167,11 +157,11 @@ class Stock:
             if not pile.whole:
                 raise self._refusal(project, pile, refused) from None
             folder = ()
-        merged = self._cache.get(project)
-        if merged is None or merged[0] is not folder or merged[1] is not pile:
-            merged = folder, pile, _merged(folder, pile)
-            self._cache[project] = merged
-        return merged[2]
+        found = self._cache.get(project)
+        if found is None or found[0] is not folder or found[1] is not pile:
+            found = folder, pile, merged(folder, pile)
+            self._cache[project] = found
+        return found[2]
 
     def open(self, release: Release) -> Image:
         """See Catalog."""
@@ -187,15 +177,13 @@ class Stock:
 
     def partition_size(self, project: str) -> int:
         """Bytes that the devices of a project, by its own name, have for a sketch; 0: not known."""
-        found = self._tables.projects.get(project)
-        return found.partition_size if found else 0
+        return self._tables.projects.get(project, UNKNOWN).partition_size
 
     def admit(self, project: str) -> str:
         """Who gets images of a project, by its own name: see Project."""
-        found = self._tables.projects.get(project)
-        return found.admit if found else ""
+        return self._tables.projects.get(project, UNKNOWN).admit
 
-    def _refusal(self, project: str, pile: _Pile, refused: Refused) -> Refused:
+    def _refusal(self, project: str, pile: Pile, refused: Refused) -> Refused:
         """Why there is nothing to offer, where the folder has nothing either."""
         if pile.waiting:
             reason = f"{shown(project)} is not checked yet: ask again; if it stays so, see the log"
@@ -228,7 +216,7 @@ class Stock:
         self._piles = {project: self._pile(project) for project in names}
         self._cache = {}
 
-    def _pile(self, project: str) -> _Pile:
+    def _pile(self, project: str) -> Pile:
         """What is known of a project's rows."""
         whole: list[tuple[Rank, Release]] = []
         flawed: list[str] = []
@@ -236,10 +224,10 @@ class Stock:
         for row in rows:
             release, flaw = self._release(row)
             if not flaw:  # it comes after a file of the folder from the same second
-                whole.append((_rank(release, (row.uploaded + 1) * 10**9), release))
+                whole.append((rank(release, (row.uploaded + 1) * 10**9), release))
             elif (row.sha256, row.kind) in self._found:
                 flawed.append(f"{row.name} {flaw}")
-        return _Pile(whole, flawed, len(whole) + len(flawed) < len(rows))
+        return Pile(whole, flawed, len(whole) + len(flawed) < len(rows))
 
     def _release(self, row: StoredRelease) -> tuple[Release, str]:
         """What a row stands for, and why it cannot be offered."""
@@ -308,7 +296,7 @@ class Stock:
 
     # -- Releases ----------------------------------------------------------------------------------
 
-    def add(self, body: BinaryIO, row: StoredRelease, also: Callable[[], object]) -> Stocked:
+    def add(self, body: BinaryIO, row: StoredRelease, also: Also) -> Stocked:
         """Keeps an image and its row, in the place of one with the same version, kind and chip.
 
         Devices are offered it when this returns. The row's digests and size are those of the body.
@@ -318,12 +306,8 @@ class Stock:
             Refused: 409, another server just wrote such a row.
             OSError, sqlite3.Error: it cannot be kept; nothing changed.
         """
-        own = (row.kind, row.chip, row.packed)
-        twins = [
-            each
-            for each in self._rows(row.project, Version.parse(row.version))
-            if (each.kind, each.chip, each.packed) == own
-        ]
+        rows = self._rows(row.project, Version.parse(row.version))
+        twins = [each for each in rows if each.slot == row.slot]
         with self._store.keeping(body) as (kept, connection):
             assert (kept.sha256, kept.md5, kept.size) == (row.sha256, row.md5, row.size)
             _remove(connection, twins)
@@ -390,61 +374,50 @@ class Stock:
             values = [(clean(text, MAX_LONG), row.project, row.version) for row in rows]
             connection.executemany(_NOTE, values)
 
-    def delete(self, project: str, version: Version) -> bool:
+    def delete(self, project: str, version: Version, also: Also = tuple) -> bool:
         """Deletes a version that was uploaded, all of its images; False: there is none.
 
-        Bytes that were withdrawn stay so, if they ever come again.
+        Bytes that were withdrawn stay so, if they ever come again. What `also` writes belongs to
+        the same transaction.
 
         Raises:
             Refused: 409, it lies in the firmware folder.
         """
         try:
-            self._delete(self._uploaded(project, version))
+            self._delete(self._uploaded(project, version), also)
         except Refused as refused:
             if refused.status != HTTPStatus.NOT_FOUND:
                 raise
             return False
         return True
 
-    def prune(self, project: str, keep: int) -> None:
+    def prune(
+        self, project: str, keep: int, new: str = "", also: Callable[[str], object] = str
+    ) -> None:
         """Deletes what is older than the newest `keep` versions and that no device needs.
 
         Versions of a kind, chip and, as those are many, of pre-releases count for themselves. One
         that was withdrawn does not count. What a device of the project runs stays, and what it
-        is to run.
+        is to run, and the image with the SHA-256 `new`. `also` gets what goes, in words: what it
+        writes belongs to the transaction.
         """
         try:
-            needed = self._needed(project)
-            groups: dict[tuple[object, ...], list[StoredRelease]] = {}
-            for row in self._tables.releases.get(self.resolve(project), ()):
-                key = (row.kind, row.chip, Version.parse(row.version).prerelease)
-                groups.setdefault(key, []).append(row)
-            old = [row for rows in groups.values() for row in self._old(rows, keep)]
-            self._delete([row for row in old if not needed(row)])
+            needed = self._needed(project, new)
+            rows = self._tables.releases.get(self.resolve(project), ())
+            old = [*filterfalse(needed, outdated(rows, keep, self._tables.withdrawn))]
+            words = ", ".join(f"{row.version} {row.sha256}" for row in old)
+            self._delete(old, lambda: also(f"{printable(project)} {words}"))
         except (OSError, sqlite3.Error) as err:  # it can wait for the next time
             log.warning("old releases of %s cannot be deleted: %s", printable(project), err)
 
-    def _old(self, rows: Sequence[StoredRelease], keep: int) -> Iterator[StoredRelease]:
-        """Those behind the newest `keep` versions, of one group, newest first."""
-        counted: set[Version] = set()
-        for row in rows:
-            version = Version.parse(row.version)
-            if version not in counted and len(counted) == keep:
-                yield row
-            elif (row.project, row.sha256) not in self._tables.withdrawn:
-                counted.add(version)
-
-    def _needed(self, project: str) -> Callable[[StoredRelease], bool]:
-        """Whether a device of the project runs what a row stands for, or is to run it."""
+    def _needed(self, project: str, new: str) -> Callable[[StoredRelease], bool]:
+        """Whether a device of the project runs what a row stands for, or is to run it; or `new`."""
         self._registry.flush()
         project = self.resolve(project)
         names = (project, *(name for name, of in self._tables.aliases.items() if of == project))
         devices = [row for name in names for row in self._registry.rows(_RUNNING, name)]
-        digests = {image for _, image, _ in devices}
-        versions = set()
-        for text in {text for version, _, pin in devices for text in (version, pin)}:
-            with suppress(ValueError):  # what a device says need not be one
-                versions.add(Version.parse(text))
+        digests = {new, *(image for _, image, _ in devices)}
+        versions = read_versions({text for version, _, pin in devices for text in (version, pin)})
 
         def is_needed(row: StoredRelease) -> bool:
             """By its version, or by any digest that a device may report of it."""
@@ -454,10 +427,11 @@ class Stock:
 
         return is_needed
 
-    def _delete(self, rows: Sequence[StoredRelease]) -> None:
+    def _delete(self, rows: Sequence[StoredRelease], also: Also) -> None:
         if rows:
             with self._registry.writing() as connection:
                 _remove(connection, rows)
+                also()
             self._store.drop(*(row.sha256 for row in rows))
         for row in rows:
             log.info("%s %s is deleted: %s", printable(row.project), row.version, row.sha256)
@@ -495,8 +469,16 @@ class Stock:
     # -- Projects ----------------------------------------------------------------------------------
 
     def resolve(self, project: str) -> str:
-        """The name of the project that has this alias; any other name as it is."""
-        return self._tables.aliases.get(project, project)
+        """The name of the project that has this alias; any other as it is, and that of files."""
+        owner = self._tables.aliases.get(project)
+        if owner is None or project not in self._folder.newest():
+            return owner or project
+        if project not in self._told:
+            self._told.add(project)
+            reason = "its devices get these, not that: rename them, or take back the alias"
+            names = printable(project), printable(owner)
+            log.error("%s is files in the folder, and an alias of %s: %s", *names, reason)
+        return project
 
     def project(self, name: str) -> Project | None:
         """The project with this name or alias; None: there is none."""
@@ -513,9 +495,9 @@ class Stock:
             Refused: 409, a name is another project's; 422, it is none, or a chip is not known.
         """
         check_project(project)
-        self._check_names(project)
         aliases = [(alias, project.name) for alias in project.aliases]
         with self._registry.writing() as connection:
+            self._check_names(connection, project)
             chips = json.dumps(sorted(set(project.chips)))
             row = project.name, chips, project.created, project.partition_size, project.admit
             connection.execute(_PUT, row)
@@ -525,24 +507,35 @@ class Stock:
             except sqlite3.IntegrityError as err:
                 raise Refused(409, "an alias is another project's, or stands there twice") from err
 
-    def _check_names(self, project: Project) -> None:
-        if (other := self.resolve(project.name)) != project.name:
-            raise Refused(409, f"{project.name} is an alias of {shown(other)}")
-        for alias in project.aliases:
-            found = self.project(alias) or Project("")
-            if alias in {project.name, found.name} or found.name not in {"", project.name}:
-                raise Refused(409, f"{alias} is the project {shown(found.name or alias)} already")
+    def _check_names(self, connection: sqlite3.Connection, project: Project) -> None:
+        """Refused: 409. Memory does not know yet what somebody else wrote a moment ago."""
+        for name in (project.name, *project.aliases):
+            owners = {owner for (owner,) in connection.execute(_NAMED, (name,) * 3)}
+            if not owners and name in self._folder.newest():
+                owners = {name}
+            if others := owners - {project.name}:
+                what = "the project" if name in others else "an alias of"
+                raise Refused(409, f"{name} is {what} {shown(others.pop())} already")
+        if project.name in project.aliases:
+            raise Refused(409, f"{project.name} is the project {shown(project.name)} already")
 
     def drop_project(self, name: str) -> bool:
         """Deletes a project with its aliases; False: there was none to delete.
 
+        Who was admitted to it is not to a later one of that name, unless files keep it alive.
+
         Raises:
-            Refused: 409, it has releases that were uploaded.
+            Refused: 409, it has releases that were uploaded, or tokens.
         """
         name = self.resolve(name)
-        if self._tables.releases.get(name):
-            raise Refused(409, f"{shown(name)} has releases: delete them first")
         with self._registry.writing() as connection:
+            if connection.execute(_HAS_RELEASES, (name,)).fetchone():
+                raise Refused(409, f"{shown(name)} has releases: delete them first")
+            if name not in self._folder.newest():
+                if tokens := connection.execute(_TOKENS, (name, name)).fetchall():
+                    ids = ", ".join(str(number) for (number,) in tokens)
+                    raise Refused(409, f"{shown(name)} has tokens: revoke them first, {ids}")
+                connection.execute("DELETE FROM admission WHERE project = ?", (name,))
             connection.execute(_UNNAME, (name,))
             return connection.execute("DELETE FROM project WHERE name = ?", (name,)).rowcount > 0
 

@@ -16,15 +16,18 @@ import io
 import logging
 import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import unquote
 
 from ota_fleet.accounts import DEVICE, Accounts, Actor
 from ota_fleet.files import Store, room
-from ota_fleet.registry import App, Registry, normal_id
+from ota_fleet.ledger import Ledger
+from ota_fleet.registry import App, StoredFile, normal_id
+from ota_fleet.upload import check_promises, promises
 from ota_server import (
     NAMED,
     UNCACHED,
@@ -51,6 +54,7 @@ from ota_server import (
 MAX_TEXT = 255  # bytes of a device's id, version and path: fuota_b.c has room for no more
 MAX_LINE = 4096  # bytes of a line about a device, of three such texts
 DONE = Reply(200, (("Content-Length", "0"), UNCACHED))
+PAIR = Actor("US_AUTH_USERNAME", "publisher")  # who has the shared pair
 PATHS = re.compile("(?s)/(?:devices|files)(?:/.*)?")
 
 log = logging.getLogger("ota.two_step")
@@ -68,18 +72,23 @@ class Credentials:
     pair: bytes = b""  # S4's own, the same for all: username:password; b"": there is none
 
     def __call__(self, request: Request) -> None:
-        """Refused: 403, also where nothing is given, as S4 has no 401."""
-        if PATHS.fullmatch(request.path) is None or self._is_pair(request):
-            return
+        """Refused: 403, see actor()."""
+        if PATHS.fullmatch(request.path):
+            self.actor(request)
+
+    def actor(self, request: Request) -> Actor:
+        """Who asks, and may. Refused: 403, also where nothing is given, as S4 has no 401."""
+        if self._is_pair(request):
+            return PAIR
         actor = self.accounts.actor(request)
         if actor is None:
             given = "wrong" if "authorization" in request.headers else "missing"
             raise Refused(403, f"credentials are {given}: a token, as password of Basic or Bearer")
         if actor.role == DEVICE:
             self._allow_device(actor, request)
-            return
+            return actor
         try:
-            self.accounts.require(request, "publisher")  # S4 knows no projects
+            return self.accounts.require(request, "publisher")  # S4 knows no projects
         except Refused as refused:
             raise Refused(403, refused.reason) from refused
 
@@ -105,8 +114,10 @@ class Credentials:
 
 
 def pair_of(config: Config) -> bytes:
-    """The shared pair of the settings; b"": half of it is none."""
+    """The shared pair of the settings; b"": there is none. ValueError: half of one."""
     user, password = config.us_username, config.us_password
+    if bool(user) != bool(password):
+        raise ValueError("US_AUTH_USERNAME and US_AUTH_PASSWORD: set both, or none")
     return f"{user}:{password}".encode("utf-8", "surrogateescape") if user and password else b""
 
 
@@ -157,10 +168,21 @@ def _segment(path: str) -> str:
 class TwoStep:
     """The endpoints; each runs in a thread."""
 
-    def __init__(self, registry: Registry, store: Store, max_image: int) -> None:
-        self._registry = registry
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: Store,
+        who: Callable[[Request], Actor],
+        max_image: int,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`max_image` is MB, `now` UTC seconds; `who` may raise Refused."""
+        self._ledger = ledger
+        self._registry = ledger.registry
         self._store = store
-        self._max_image = max_image  # MB
+        self._who = who
+        self._max_image = max_image
+        self._now = now
 
     def routes(self) -> tuple[Route, ...]:
         """Both paths, with all that is below them."""
@@ -209,17 +231,18 @@ class TwoStep:
     def _plan(self, request: Request, device: str) -> Reply:
         assert request.body is not None
         app = read_line(device, request.body)
-        with room():
-            self._registry.put_app(app)
         planned = app.app_ver, app.update_file_path
+        with room(), self._recording(request, "plan update") as what:
+            self._registry.put_app(app)
+            what.append("{} from {} to {}".format(device, *planned))
         log.info("%s %s: from %r it is to get %r", device, request.peer, *planned)
         return DONE
 
     def _cancel(self, request: Request, device: str) -> Reply:
-        with room():
-            known = self._registry.delete_app(device)
-        if not known:
-            raise Refused(404, f"the device {shown(device)} is not known")
+        with room(), self._recording(request, "cancel update") as what:
+            if not self._registry.delete_app(device):
+                raise Refused(404, f"the device {shown(device)} is not known")
+            what.append(device)
         log.info("%s %s: its update is taken back", device, request.peer)
         return DONE
 
@@ -268,13 +291,29 @@ class TwoStep:
         release = Release("", version, "sketch", file.name, name, identity, facts)
         return release, Image(file, stored.size, stored.md5, stored.sha256, identity)
 
+    @contextmanager
+    def _recording(self, request: Request, action: str) -> Iterator[list[str]]:
+        """A transaction, and what its entry in the audit says."""
+        who = self._who(request).name
+        with self._ledger.recording(who, action, int(self._now())) as (_, what):
+            yield what
+
     def _upload(self, request: Request, path: str) -> Reply:
         assert request.body is not None
         if not request.body_size:
             raise Refused(400, "the file is empty")
         if request.headers.get("content-type", "").lower().startswith("multipart/"):
             raise Refused(400, "send the file itself, as curl --data-binary does, not a form")
+        promised = tuple(promises(request.headers))
+        words = self._who(request).name, "put file"
+        at = int(self._now())
+
+        def note(found: StoredFile) -> None:
+            """In the transaction, so that nothing stays of what is something else."""
+            check_promises(promised, found.md5, found.sha256)
+            self._ledger.audit(*words, f"{path} {found.sha256}", at)
+
         with room():
-            stored = self._store.put(path, request.body)
+            stored = self._store.put(path, request.body, note)
         log.info("%s stored %s: %d bytes, %s", request.peer, path, stored.size, stored.sha256)
         return DONE

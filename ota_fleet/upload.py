@@ -14,19 +14,20 @@ from __future__ import annotations
 import functools
 import os
 import re
-import threading
 import time
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from io import FileIO
 from typing import BinaryIO, NamedTuple, Protocol
+from urllib.parse import quote
 
 from ota_fleet.files import PIECE, room
 from ota_fleet.forms import Part, is_form, parameters, read_form, text_of
 from ota_fleet.image import Description, describe, described
 from ota_fleet.ledger import Ledger
+from ota_fleet.registry import Turn
 from ota_fleet.rows import MAX_LONG, Draft, Stocked, StoredRelease, check_name, clean
 from ota_fleet.stock import Stock
 from ota_server import (
@@ -57,6 +58,9 @@ _OF_IMAGES = ("x-MD5", "x-SHA256")  # the other fields are about a body, which m
 _LENGTHS = {"md5": 16, "sha256": 32}  # bytes
 _ALGORITHMS = {"md5": "md5", "sha-256": "sha256"}  # as those fields call them
 _ENDINGS = {"sketch": ".bin", "zip": ".zip"}  # any other kind: .<kind>.bin
+
+ADDING_SECONDS = 60.0  # that an upload waits for others
+MAX_ADDING = 20  # uploads that wait so, of 32 threads
 
 
 class Promise(NamedTuple):
@@ -124,7 +128,8 @@ class Uploads:
         self._ledger = ledger
         self._config = config
         self._now = now
-        self._adding = threading.Lock()  # what is found out about versions holds until one is added
+        # What is found out about versions holds until one is added.
+        self._adding = Turn(ADDING_SECONDS, MAX_ADDING)
         self.max_body = (config.max_image << 20) + FORM  # bytes, of a route
 
     def put(
@@ -153,7 +158,7 @@ class Uploads:
             )
             stocked, new = self.take(body, upload, actor.name)
         path = f"/api/v1/projects/{stocked.release.project}/releases/{stocked.release.version}"
-        reply = json_reply(stocked.as_json(), ("Location", path))
+        reply = json_reply(stocked.as_json(), ("Location", quote(path)))
         return reply._replace(status=201 if new else 200)
 
     def take(self, body: BinaryIO, upload: Upload, who: str) -> tuple[Stocked, bool]:
@@ -171,6 +176,7 @@ class Uploads:
         with self._adding:
             if twin := self._twin(about, project, version):
                 return twin, False
+            self._check_withdrawn(project, version)
             self._check_chip(about, project)
             self._check_partition(about, project)
             if not upload.replace:
@@ -180,7 +186,8 @@ class Uploads:
             told = functools.partial(self._ledger.audit, who, "upload", what, row.uploaded)
             stocked = self._stock.add(body, row, told)
         if self._config.keep:
-            self._stock.prune(project, self._config.keep)
+            told = functools.partial(self._ledger.audit, who, "prune releases", at=row.uploaded)
+            self._stock.prune(project, self._config.keep, row.sha256, told)
         return stocked, True
 
     # -- Drafts ------------------------------------------------------------------------------------
@@ -259,6 +266,8 @@ class Uploads:
             found.append(f"these very bytes are {version} of {shown(project)} already")
         elif project:
             with _noted(found):
+                self._check_withdrawn(project, version)
+            with _noted(found):
                 self._check_chip(about, project)
             with _noted(found):
                 self._check_partition(about, project)
@@ -286,11 +295,7 @@ class Uploads:
     def _check_bytes(self, about: Description, upload: Upload) -> None:
         """Refused: 413 or 422, these bytes are never offered, or are not those that were sent."""
         self._check_size(about.size)
-        for algorithm, digest, field in upload.promised:
-            found = about.md5 if algorithm == "md5" else about.sha256
-            if digest != found:
-                reason = f"{field} promises {digest}, what arrived has {found}: send it again"
-                raise Refused(422, reason)
+        check_promises(upload.promised, about.md5, about.sha256)
         if about.whole:
             raise Refused(422, f"{printable(upload.name[-64:]) or 'the file'} {about.whole}")
 
@@ -304,7 +309,7 @@ class Uploads:
             check_name(wanted)
             advice = f"create it first, PUT /api/v1/projects/{wanted}"
             raise Advised(404, f"there is no project {wanted}", advice)
-        if upload.only and self._stock.resolve(upload.only) != project.name:
+        if upload.only not in {"", project.name}:
             raise Refused(403, f"this token is for {shown(upload.only)}, not {shown(wanted)}")
         if about.project and self._stock.resolve(about.project) != project.name:
             reason = (
@@ -315,6 +320,13 @@ class Uploads:
         if clean(project.name) != project.name:
             raise Refused(422, f"{shown(project.name)} is no UTF-8: rename it in the folder")
         return project.name
+
+    def _check_withdrawn(self, project: str, version: Version | None) -> None:
+        """Refused: 409, this version was taken back, and this would be one more image of it."""
+        for each in self._stock.images(project):
+            if each.release.version == version and each.withdrawn is not None:
+                reason = f"{version} of {shown(project)} is withdrawn: restore it first"
+                raise Refused(409, f"{reason}, or choose a higher one")
 
     def _check_chip(self, about: Description, project: str) -> None:
         """Refused: 409, the project is for other chips."""
@@ -431,11 +443,23 @@ def _from_fields(request: Request) -> Upload:
     said = parameters(field.encode("latin-1").decode("utf-8", "replace"))
     name = said.get("filename*", said.get("filename", ""))
     again = _switch(parameter(request.query, "replace"))
-    return Upload(name, replace=again, promised=tuple(_promised(request.headers)))
+    return Upload(name, replace=again, promised=tuple(promises(request.headers)))
 
 
-def _promised(headers: Mapping[str, str]) -> Iterator[Promise]:
-    """The digests in x-MD5, x-SHA256, Content-MD5, Digest (RFC 3230), *-Digest (RFC 9530)."""
+def check_promises(promised: Iterable[Promise], md5: str, sha256: str) -> None:
+    """Refused: 422, these are the digests of something else."""
+    for algorithm, digest, field in promised:
+        found = md5 if algorithm == "md5" else sha256
+        if digest != found:
+            reason = f"{field} promises {digest}, what arrived has {found}: send it again"
+            raise Refused(422, reason)
+
+
+def promises(headers: Mapping[str, str]) -> Iterator[Promise]:
+    """The digests in x-MD5, x-SHA256, Content-MD5, Digest (RFC 3230), *-Digest (RFC 9530).
+
+    Refused: 400, something there is no digest.
+    """
     for field, algorithm in zip(_OF_IMAGES, _LENGTHS, strict=True):
         if text := headers.get(field.lower()):
             yield _promise(algorithm, field, text, bytes.fromhex)

@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +135,12 @@ def test_check_is_answered_while_a_body_is_still_coming(site: Site) -> None:
         assert wire.reply().body.decode() == told(BODY)
 
 
+def test_body_that_says_it_is_as_it_is_is_taken(site: Site) -> None:
+    with talking(site) as wire:
+        wire.send(head("Content-Encoding: Identity", size=3) + b"abc")
+        assert wire.reply().body.decode() == told(b"abc")
+
+
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 def test_body_that_means_nothing_is_dropped(method: str, site: Site, ca: Path | None) -> None:
     with talking(site, ca) as wire:
@@ -173,6 +179,9 @@ def test_folder_that_takes_no_file_is_an_error() -> None:
     ("sent", "status"),
     [
         pytest.param(head(size=None), 411, id="no-length"),
+        pytest.param(head("Content-Range: bytes 0-1/9"), 400, id="a-part"),
+        pytest.param(head("Content-Encoding: gzip"), 415, id="packed"),
+        pytest.param(head("Expect: 100-continue", "content-encoding: x"), 415, id="odd-coding"),
         pytest.param(head(size=MOST + 1), 413, id="too-long"),
         pytest.param(head("Expect: 100-continue", size=MOST + 1), 413, id="too-long-and-expects"),
         pytest.param(head("Expect: 100-continue", size=None), 411, id="no-length-and-expects"),
@@ -324,3 +333,47 @@ def test_limit_of_file_sizes_is_507(site: Site) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert put(stand, BODY) == 200
+
+
+# -- 5. A folder that is gone ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, len(BODY)])
+def test_folder_that_is_gone_is_503_and_told_once(
+    size: int, site: Site, state: Path, lines: Callable[[str], list[str]]
+) -> None:
+    state.rmdir()
+    with standing(site) as stand:
+        for _ in range(3):
+            with stand.dial() as wire:
+                wire.send(head(size=size) + BODY[:size])
+                answer = wire.reply()
+                assert (answer.status, answer.headers["retry-after"]) == (503, "30")
+                assert answer.body == b"the state folder cannot be written: see the log\n"
+        assert stand.is_fine()
+        (line,) = lines("ERROR")
+        assert line.startswith("ERROR the state folder cannot be written: [Errno 2] No such file")
+        state.mkdir()
+        assert put(stand, BODY) == 200
+
+
+def test_short_body_of_a_route_of_short_ones_needs_no_disk(site: Site, state: Path) -> None:
+    notes = Route(re.compile("/notes"), take, ("PUT",), body=1 << 16)
+    state.rmdir()
+    with standing(replace(site, routes=(notes, *site.routes))) as stand, stand.dial() as wire:
+        for size in (0, 1, 8192):
+            wire.send(request("/notes", f"Content-Length: {size}", method="PUT") + BODY[:size])
+            assert wire.reply().body.decode() == told(BODY[:size])
+
+
+# -- 6. What comes behind -------------------------------------------------------------------------
+
+
+def test_refused_line_is_not_answered_in_the_form_of_the_path_before(site: Site) -> None:
+    def refusal(refused: Refused, path: str) -> Reply:
+        return text_reply(refused.status, f"for {path or 'nobody'}")
+
+    with talking(replace(site, refusal=refusal)) as wire:
+        assert wire.ask("/firmware").body == b"for /firmware\n"
+        wire.send(b"GET /firmware HTTP/1.1\r\n\r\n")
+        assert wire.reply().body == b"for nobody\n"

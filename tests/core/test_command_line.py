@@ -27,6 +27,7 @@ from ota_server import Config, LogLines
 from tests.conftest import put, wait_until
 from tests.core.wire import (
     PATIENCE,
+    SCRIPT,
     Script,
     Wire,
     copy_of_script,
@@ -480,6 +481,16 @@ def test_systemd_is_told_stopping_before_the_last_download_ends(big_folder: Path
         assert systemd.recv(100) == b"STOPPING=1"
 
 
+TRACE = """
+import logging, sys, ota_server
+logging.basicConfig(handlers=[ota_server.LogLines(sys.stderr)])
+try:
+    int("x")
+except ValueError:
+    ota_server.log.exception("it failed")
+"""
+
+
 class Interrupted(io.StringIO):
     """A stream whose first write is interrupted by a signal handler that logs."""
 
@@ -505,6 +516,15 @@ def test_line_logged_while_lines_are_written_comes_after_them() -> None:
     lines.handle(record(logging.WARNING, "two"))
     lines.flush()
     assert [line.split()[-1] for line in stream.getvalue().splitlines()] == ["one", "two", "late"]
+
+
+def test_line_with_a_trace_names_level_and_sentence_once() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TRACE], cwd=SCRIPT.parent, check=True, capture_output=True, text=True
+    )
+    first, second, *_ = done.stderr.splitlines()
+    assert first.partition(",")[2][4:] == "ERROR it failed"
+    assert second == "Traceback (most recent call last):"
 
 
 def test_line_whose_arguments_do_not_fit_raises_nothing(

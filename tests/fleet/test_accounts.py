@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ota_fleet
 import ota_server
 from ota_fleet import accounts as room
 from ota_fleet.accounts import (
@@ -43,12 +47,13 @@ from ota_fleet.ledger import Ledger
 from ota_fleet.rows import Account, Session
 from ota_fleet.two_step import Credentials
 from ota_server import Refused, Request, Site, parse_head
-from tests.conftest import put, wait_until
+from tests.conftest import put, site_of, wait_until
 from tests.core.test_access import ask, basic, bearer, text_of
 from tests.core.wire import request, standing
 from tests.data.make_images import esp8266_image
 from tests.fleet.test_fleet import registry_of, remembering
 from tests.fleet.test_registry import opened
+from tests.test_house import ROOT
 
 NOW = 1_800_000_000  # UTC seconds
 PASSWORD = "correct horse battery"  # noqa: S105
@@ -141,6 +146,48 @@ def test_hash_is_the_one_of_rfc_7914() -> None:
     salt, key64 = (base64.b64encode(each).decode() for each in (b"SodiumChloride", key))
     assert is_password("pleaseletmein", f"scrypt$16384$8$1${salt}${key64}")
     assert not is_password("pleaseletmeim", f"scrypt$16384$8$1${salt}${key64}")
+
+
+GROWTH = """
+import sys, threading
+from pathlib import Path
+from ota_fleet.accounts import Accounts
+from ota_fleet.ledger import Ledger
+from ota_fleet.registry import Registry
+from ota_server import Refused, Request
+
+def memory():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4 // 1024
+
+def sign_in(number):
+    try:
+        head = Request("POST", "/", "", {}, f"192.0.2.{number}")
+        accounts.sign_in(head, f"a{number}@b.c", "x" * 12)
+    except Refused as refused:
+        print(refused.status)
+
+registry = Registry(sys.argv[1])
+accounts = Accounts(Ledger(registry), secure=False)
+before = memory()
+for first in range(0, 20, 5):
+    threads = [threading.Thread(target=sign_in, args=(first + n,)) for n in range(5)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+print(memory() - before)
+accounts.close()
+registry.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_threads_that_sign_in(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", GROWTH, str(tmp_path / "fleet.db")]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    *statuses, growth = map(int, done.stdout.split())
+    assert statuses == [401] * 20
+    assert growth < 60  # MB
 
 
 def test_password_is_stored_with_its_costs_and_salt() -> None:
@@ -805,6 +852,51 @@ def test_environment_that_makes_no_account_is_an_error(
         remembering(folder, admin_email=email, admin_password=password),
     ):
         pass
+
+
+def test_servers_that_start_together_make_one_account(
+    house: House, folder: Path, said: Callable[[], list[str]]
+) -> None:
+    with opened(house.path) as registry:
+        slow = Accounts(Ledger(registry), secure=False)
+        site = site_of(folder, admin_email=ADA, admin_password=PASSWORD)
+        ota_fleet.begin(house.accounts, site)
+        ota_fleet.begin(slow, site)
+    assert [account.email for account in house.ledger.accounts()] == [ADA]
+    assert said()[-1] == "INFO ADMIN_EMAIL is not used: there is an account"
+
+
+def test_log_says_that_the_environment_makes_no_second_account(
+    folder: Path, lines: Callable[[str], list[str]]
+) -> None:
+    for told in (0, 1):
+        with remembering(folder, admin_email=ADA, admin_password=PASSWORD):
+            assert len(lines("INFO ADMIN_EMAIL is not used")) == told
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ({"host": "192.0.2.7", "port": 8123}, "http://192.0.2.7:8123/admin/setup#"),
+        ({"host": "::1", "port": 443, "cert": "x"}, "https://[::1]:443/admin/setup#"),
+        ({"host": "unix:/run/ota"}, "at /admin/setup#"),
+        ({"inherited": "1"}, "at /admin/setup#"),
+    ],
+)
+def test_link_of_the_log_is_a_whole_url_where_it_is_known(
+    settings: dict[str, Any],
+    url: str,
+    folder: Path,
+    house: House,
+    lines: Callable[[str], list[str]],
+) -> None:
+    site = site_of(folder)
+    ota_fleet.begin(
+        house.accounts,
+        dataclasses.replace(site, config=dataclasses.replace(site.config, **settings)),
+    )
+    (line,) = lines("/admin/setup#")
+    assert url in line
 
 
 def test_log_tells_the_link_until_there_is_an_account(

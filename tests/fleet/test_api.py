@@ -27,9 +27,10 @@ from ota_fleet.accounts import ROLES, Accounts
 from ota_fleet.api import read_cursor, write_cursor
 from ota_fleet.ledger import Ledger
 from ota_fleet.openapi import BASE, MAX_JSON
-from ota_fleet.registry import Registry, Sighting
+from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.rows import Entry
-from ota_server import Image, Refused, Reply, Site, answer, parse_head
+from ota_fleet.upload import FIELDS
+from ota_server import Image, Refused, Reply, Site, answer, parse_head, shown
 from tests.conftest import put, site_of, wait_until
 from tests.core.wire import Stand, request, standing
 from tests.data.make_images import esp32_image, esp8266_image
@@ -242,6 +243,7 @@ DONE: list[tuple[Any, ...]] = [  # role, method, path, body, status, what the an
      {"images": [{"withdrawn": "hot"}]}),
     ("publisher", "PATCH", FOLDER, {"withdrawn": False}, 200, {"images": [{"withdrawn": None}]}),
     ("admin", "DELETE", FIRST, None, 204, None),
+    ("admin", "GET", "audit/verified", None, 200, {"sound": True}),
     ("admin", "GET", "audit?limit=1", None, 200, {"items": [{"number": 1, "who": "test"}]}),
 ]  # fmt: skip
 
@@ -277,19 +279,21 @@ def test_change_stands_in_the_audit_with_who_made_it(row: tuple[Any, ...], house
 
 
 def test_admission_twice_is_one_entry(house: House) -> None:
-    path = "projects/firmware/admissions/x"
+    path = f"projects/firmware/admissions/{MACS[1]}"
     entries = len(house.admin("GET", "audit").data["items"])
     assert [house.admin("PUT", path).status for _ in range(2)] == [204, 204]
     assert len(house.admin("GET", "audit").data["items"]) == entries + 1
-    assert house.admin("GET", "projects/firmware/admissions").data["items"] == [MACS[0], "x"]
+    assert house.admin("GET", "projects/firmware/admissions").data["items"] == MACS[:2]
 
 
-def test_id_of_a_device_may_be_any_text(house: House) -> None:
+def test_id_of_a_device_may_be_any_text_but_only_a_mac_is_admitted(house: House) -> None:
     for name in ("a/b", "ä ö", "%2F", "..", "x/"):
         path = f"projects/firmware/admissions/{quote(name, safe='')}"
-        assert house.admin("PUT", path).status == 204
-    found = house.admin("GET", "projects/firmware/admissions").data["items"]
-    assert sorted(found) == sorted([MACS[0], "a/b", "ä ö", "%2F", "..", "x/"])
+        reply = house.admin("PUT", path)
+        assert (reply.status, reply.detail) == (422, f"{shown(name)} is no MAC address")
+        with closing(Registry(house.state / "fleet.db")) as registry:
+            registry.admit("firmware", name)  # as earlier versions let everybody do
+        wait_until(lambda: house.admin("DELETE", path).status == 204, 3)  # noqa: B023
 
 
 def test_token_is_shown_once_and_opens_what_it_is_for_until_it_is_taken_back(house: House) -> None:
@@ -310,6 +314,38 @@ def test_password_is_nowhere_in_an_answer(house: House) -> None:
         body = house.admin("GET", path).body
         assert b"scrypt" not in body
         assert b"0123456789" not in body
+
+
+def test_audit_that_was_tampered_with_is_not_sound(house: House) -> None:
+    with closing(sqlite3.connect(house.state / "fleet.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE audit SET who = 'eve' WHERE number = 3")
+    assert house.admin("GET", "audit/verified").data == {"sound": False}
+    assert house.ask("publisher", "GET", "audit/verified").status == 403
+
+
+def test_document_has_every_field_of_a_form(house: House) -> None:
+    content = house.ask("", "GET", "openapi.json").data["paths"][f"{BASE}/releases"]["post"]
+    form = content["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) == {"file", *FIELDS}
+
+
+def test_deletion_that_cannot_be_entered_is_not_made(house: House) -> None:
+    with closing(sqlite3.connect(house.state / "fleet.db")) as connection:
+        connection.execute(
+            "CREATE TRIGGER shut BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'shut'); END"
+        )
+    assert house.admin("DELETE", "projects/lamp/releases/1.0.0").status == 500
+    assert house.ask("viewer", "GET", "projects/lamp/releases/1.0.0").status == 200
+
+
+def test_change_of_a_busy_database_is_503_and_reading_goes_on(house: House) -> None:
+    with closing(sqlite3.connect(house.state / "fleet.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = house.admin("PUT", "projects/tree", {})
+        assert (answer.status, answer.detail) == (503, "the database is busy: try again")
+        assert answer.headers["retry-after"] == "30"
+        assert house.ask("viewer", "GET", "devices").status == 200
+    assert house.admin("PUT", "projects/tree", {}).status == 200
 
 
 def test_first_administrator_is_made_with_the_secret_of_the_log(
@@ -342,7 +378,7 @@ def test_first_administrator_may_stand_in_the_settings(folder: Path) -> None:
 
 def test_export_is_the_audit_a_line_each_and_its_chain_holds(house: House) -> None:
     for number in range(1100):
-        house.admin("PUT", f"projects/firmware/admissions/{number}")
+        house.admin("PUT", f"projects/firmware/admissions/5ccf7f00{number:04x}")
     reply = house.admin("GET", "audit.jsonl")
     assert (reply.status, reply.headers["content-type"]) == (200, "application/jsonl")
     assert int(reply.headers["content-length"]) == len(reply.body)
@@ -362,8 +398,8 @@ def test_withdrawn_release_is_said_to_be_and_alias_is_the_project(house: House) 
     reply = house.admin("PATCH", "projects/bulb/releases/1.0", {"withdrawn": True, "reason": "x"})
     assert reply.data["images"][0]["withdrawn"] == "x"
     assert house.admin("GET", LAMPS).data["items"][0]["withdrawn"] == "x"
-    house.admin("PUT", "projects/bulb/admissions/x")
-    assert house.admin("GET", "projects/lamp/admissions").data["items"] == ["x"]
+    house.admin("PUT", f"projects/bulb/admissions/{MACS[1]}")
+    assert house.admin("GET", "projects/lamp/admissions").data["items"] == [MACS[1]]
 
 
 def test_session_is_a_cookie_that_changes_nothing_without_its_csrf(house: House) -> None:
@@ -373,7 +409,7 @@ def test_session_is_a_cookie_that_changes_nothing_without_its_csrf(house: House)
     with_it = functools.partial(house.ask, "")
     field = f"Cookie: {cookie.partition(';')[0]}"
     assert with_it("GET", "session", None, field).data == reply.data
-    path = "projects/firmware/admissions/x"
+    path = f"projects/firmware/admissions/{MACS[1]}"
     csrf = f"X-CSRF-Token: {reply.data['csrf']}"
     assert with_it("PUT", path, None, field).status == 403
     assert with_it("PUT", path, None, field, f"{csrf}0").status == 403
@@ -585,7 +621,7 @@ MAY = {  # the least role; "": everybody
     "PUT /projects/{project}/releases/{version}": "publisher",
     "PATCH /projects/{project}/releases/{version}": "publisher",
     "DELETE /projects/{project}/releases/{version}": "admin",
-    "GET /audit": "admin", "GET /audit.jsonl": "admin",
+    "GET /audit": "admin", "GET /audit/verified": "admin", "GET /audit.jsonl": "admin",
 }  # fmt: skip
 RANKS = {"": -1, "device": -1, "viewer": 0, "publisher": 1, "admin": 2}
 
@@ -711,7 +747,9 @@ def test_cursor_that_is_none_is_refused(text: str) -> None:
         assert refused.status == 422  # noqa: PT017 - or it is none
 
 
-def test_page_of_ten_thousand_devices_takes_less_than_50_ms(folder: Path, furnished: Any) -> None:
+def test_page_of_ten_thousand_devices_is_quicker_than_all_pages(
+    folder: Path, furnished: Any
+) -> None:
     with opened(folder, furnished) as house:
         registry = Registry(house.state / "fleet.db")
         for number in range(10_000):
@@ -719,16 +757,24 @@ def test_page_of_ten_thousand_devices_takes_less_than_50_ms(folder: Path, furnis
             seen = (f"5c{number:010x}", f"p{number % 20}", "esp8266", version, None, None, 1, None)
             registry.seen(Sighting(*seen, "", NOW + number, downloaded=False))
         registry.close()
+
+        def quickest(*targets: str) -> float:
+            """Seconds for these lists, when nobody else is at work."""
+
+            def once() -> float:
+                began = time.perf_counter()
+                assert {house.admin("GET", each).status for each in targets} == {200}
+                return time.perf_counter() - began
+
+            return min(once() for _ in range(5))
+
+        ends = [write_cursor([normal_id(f"5c{number:010x}")]) for number in range(0, 10_000, 1000)]
+        whole = quickest(*(f"devices?limit=1000&cursor={end}" for end in ends))
         for path in ("", "sort=-last_seen", "sort=version", "project=p7", "q=5c", "sort=-version"):
             first = house.admin("GET", f"devices?{path}").data
             assert len(first["items"]) == 100
             target = f"devices?{path}&cursor={first['next']}"
-            times = []
-            for _ in range(7):
-                began = time.perf_counter()
-                assert house.admin("GET", target).status == 200
-                times.append(time.perf_counter() - began)
-            assert min(times) < 0.05, path
+            assert quickest(target) < whole / 2, path  # all of 9,000 versions are sorted for one
 
 
 # -- 5. The document ------------------------------------------------------------------------------
@@ -906,6 +952,7 @@ def test_image_comes_as_a_form(house: House, stand: Stand) -> None:
         ("lamp", "projects/firmware/releases/2.0.0", (), 403),
         ("publisher", "releases/1.0.0", (), 404),
         ("publisher", FIRST, ("Content-Length: 99999999",), 413),
+        ("publisher", FIRST, ("Content-Length: 16777217",), 413),
         ("publisher", DEVICE, ("Content-Type: text/plain",), 415),
         ("publisher", DEVICE, ("Content-Length: 99999",), 413),
     ],
@@ -960,7 +1007,7 @@ def test_what_the_loop_refuses_is_a_problem_too(
 def test_put_without_a_body_needs_no_length(house: House, stand: Stand) -> None:
     given = f"Authorization: Bearer {house.tokens['publisher']}"
     with stand.dial() as wire:
-        path = f"{BASE}/projects/firmware/admissions/x"
+        path = f"{BASE}/projects/firmware/admissions/{MACS[1]}"
         assert wire.ask(path, given, method="PUT").status == 204
         assert wire.ask(f"{BASE}/{DEVICE}", given).status == 200  # on the same connection
 

@@ -493,6 +493,7 @@ def test_notes_labels_and_pin_are_written(house: House) -> None:
         "1.9.0"
     ]
     house.publisher.do(HERE, do="note", notes=text, labels="hall, kitchen")  # nothing new
+    house.publisher.do(HERE, do="pin", pin="1.9.0")
     assert [what.partition(" ")[2] for _, _, what in audit_of(house.site)] == [
         json.dumps({"notes": found.notes, "labels": ["hall", "kitchen"]}), '{"pin": "1.9.0"}'
     ]  # fmt: skip

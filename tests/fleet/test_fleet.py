@@ -313,6 +313,24 @@ def test_who_does_not_say_who_it_is_is_not_remembered(folder: Path) -> None:
         assert registry.devices() == []
 
 
+@pytest.mark.parametrize(
+    ("target", "device"),
+    [
+        ("/firmware/esp32fota.json?id=207350034223892", "207350034223892"),
+        ("/firmware?version=1.0.0&id=5ccf7f123456", MAC),
+        ("/firmware?version=1.0.0&id=%0aINFO", None),
+        ("/firmware?version=1.0.0&id=two%20words", None),
+        (f"/firmware?version=1.0.0&id={'x' * 65}", None),
+        ("/firmware?version=1.0.0&id=", None),
+    ],
+)
+def test_who_says_no_mac_may_say_an_id(target: str, device: str | None, folder: Path) -> None:
+    with remembering(folder) as site:
+        ask(site, target)
+    with registry_of(site) as registry:
+        assert [each.id for each in registry.devices()] == ([device] if device else [])
+
+
 def test_sightings_arrive_from_the_real_script(folder: Path) -> None:
     with fleet(folder) as script:
         script.wait_for(*CHECK)

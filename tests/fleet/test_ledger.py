@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -82,6 +82,24 @@ def test_entry_has_the_digest_that_the_documentation_says(
     ]
     assert first in caplog.text
     assert second in caplog.text
+
+
+def test_log_tells_an_entry_once_it_is_written(
+    ledger: Ledger, lines: Callable[[str], list[str]]
+) -> None:
+    def write(what: str) -> None:
+        with ledger.registry.writing():
+            ledger.audit("ada", "upload", what, NOW)
+            assert not lines(what)
+            if what == "fails":
+                raise KeyError
+
+    with pytest.raises(KeyError):
+        write("fails")
+    write("works")
+    ledger.audit("ada", "upload", "alone", NOW)
+    assert [line.split()[-1] for line in lines("INFO audit")] == ["'works'", "'alone'"]
+    assert [entry.what for entry in ledger.audit_log()] == ["works", "alone"]
 
 
 def test_audit_is_read_in_pages(path: Path) -> None:

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -553,6 +554,30 @@ def test_nobody_but_a_writer_waits_for_another_writer(path: Path) -> None:
         assert len(registry.devices(after=[mac(8999)], limit=1000)) >= 1000
 
 
+def test_few_wait_for_a_locked_file_and_none_for_long(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "WAIT", 1.0)
+    gone: list[float] = []
+
+    def write() -> None:
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            registry.admit("firmware", MAC)
+        assert caught.value.sqlite_errorcode == sqlite3.SQLITE_BUSY
+        gone.append(time.monotonic() - began)
+
+    with opened(path) as registry, by_hand(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        with ThreadPoolExecutor(32) as pool:
+            for done in [pool.submit(write) for _ in range(32)]:
+                done.result()
+        other.execute("ROLLBACK")
+        assert sum(seconds < 0.9 for seconds in gone) >= 32 - 1 - registry_module.MAX_WAITING - 1
+        assert max(gone) < 5.0
+        assert registry.admit("firmware", MAC)
+
+
 READ = """
 import sys
 from ota_fleet.registry import Registry
@@ -848,6 +873,32 @@ def test_file_is_for_its_owner_only(path: Path) -> None:
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
     finally:
         os.umask(old)
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder of somebody for whom the modes of files hold, who runs the test."""
+    with tempfile.TemporaryDirectory() as name:
+        if os.geteuid() == 0:
+            os.chown(name, 65534, 65534)
+            os.seteuid(65534)
+            try:
+                yield Path(name)
+            finally:
+                os.seteuid(0)
+        else:
+            yield Path(name)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no modes")
+def test_backup_that_was_kept_read_only_can_be_copied_back(unprivileged: Path) -> None:
+    path = unprivileged / "fleet.db"
+    five_entries(path)
+    path.chmod(0o400)
+    with opened(path) as registry:
+        registry.admit("firmware", MAC)
+        modes = {each.name: each.stat().st_mode & 0o777 for each in unprivileged.iterdir()}
+    assert modes == dict.fromkeys(("fleet.db", "fleet.db-wal", "fleet.db-shm"), 0o600)
 
 
 def test_half_made_registry_of_a_kill_is_swept(path: Path) -> None:
@@ -1155,7 +1206,10 @@ def test_unreadable_registry_is_refused(path: Path) -> None:
         folder.chmod(0o755)
     command = [sys.executable, "-c", code, str(path)]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    assert f"RuntimeError: the registry {path} cannot be opened: Permission denied" in done.stderr
+    assert (
+        f"RuntimeError: the registry {path} cannot be opened: Operation not permitted"
+        in done.stderr
+    )
     assert path.stat().st_mtime_ns == before.st_mtime_ns
 
 

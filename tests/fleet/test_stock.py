@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from ota_fleet.files import Store
 from ota_fleet.image import describe
+from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Registry, Sighting
-from ota_fleet.rows import CHIPS, Project, Stocked, StoredRelease, check_name
+from ota_fleet.rows import CHIPS, Project, Stocked, StoredRelease, Token, check_name
 from ota_fleet.rules import fits_partition, not_again, towards_target, withdrawn
 from ota_fleet.stock import Stock
 from ota_server import (
@@ -175,8 +176,15 @@ def test_plain_image_comes_before_a_packed_one(bench: Bench) -> None:
 def test_list_is_the_same_object_until_something_changes(bench: Bench) -> None:
     bench.add("1.0.0")
     first = bench.stock.releases("lamp")
-    bench.registry.admit("lamp", MAC)
-    assert bench.stock.releases("lamp") is first
+
+    def stays() -> bool:
+        """Whether it does when something else is written."""
+        nonlocal first
+        before, first = first, bench.stock.releases("lamp")
+        bench.registry.admit("lamp", MAC) or bench.registry.expel("lamp", MAC)
+        return before is first is bench.stock.releases("lamp")
+
+    wait_until(stays)  # the thread that checks may still be at it
     bench.add("1.1.0")
     assert bench.stock.releases("lamp") is not first
 
@@ -199,6 +207,23 @@ def test_alias_is_the_project(bench: Bench) -> None:
     assert bench.stock.releases("old") == bench.stock.releases("firmware")
     bench.stock.put_project(Project("firmware"))
     assert refused(lambda: bench.stock.releases("old"))[0] == 404
+
+
+def test_files_win_over_an_alias_and_the_log_says_so_once(
+    bench: Bench, folder: Path, lines: Callable[[str], list[str]]
+) -> None:
+    bench.stock.put_project(Project("lamp", aliases=("bulb",)))
+    bench.add("1.0.0")
+    assert bench.offered("bulb") == ["lamp-1.0.0.bin"]
+    put(folder / "bulb-9.0.0.bin", image("9.0.0"))
+    bench.folder.scan()
+    assert bench.offered("bulb") == bench.offered("bulb") == ["bulb-9.0.0.bin"]
+    assert bench.stock.project("bulb") == Project("bulb", made=False)
+    (told,) = lines("bulb is files in the folder, and an alias of lamp: its devices get these")
+    assert "ERROR" in told
+    bench.stock.put_project(Project("lamp", ("esp8266",), ("bulb",)))  # no alias is a new one
+    bench.stock.put_project(Project("lamp"))
+    assert bench.offered("bulb") == ["bulb-9.0.0.bin"]
 
 
 def test_folder_that_is_away_does_not_take_the_uploads_with_it(bench: Bench, folder: Path) -> None:
@@ -383,6 +408,18 @@ def test_release_of_the_folder_is_withdrawn_as_well(bench: Bench) -> None:
     bench.stock.withdraw("firmware", Version.parse("1.10.0"), "", "ada", NOW)
     found = [each for each in bench.stock.releases("firmware") if bench.stock.is_withdrawn(each)]
     assert [each.name for each in found] == ["firmware-1.10.0.bin"]
+
+
+def test_withdrawn_release_is_no_projects_newest(bench: Bench) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        bench.add(version)
+    for version in ("1.1.0", "1.0.0"):
+        bench.stock.withdraw("lamp", Version.parse(version), "", "ada", NOW)
+        newest = bench.stock.newest().get("lamp")
+        assert newest == (Version.parse("1.0.0") if version == "1.1.0" else None)
+    bench.stock.withdraw("firmware", Version.parse("1.10.0"), "", "ada", NOW)
+    assert bench.stock.newest() == {"firmware": Version.parse("1.9.0")}
+    assert list(bench.stock.projects()) == ["firmware", "lamp"]
 
 
 @pytest.mark.parametrize(
@@ -586,6 +623,16 @@ def test_upload_prunes_and_leaves_the_folder_alone(folder: Path) -> None:
         assert len(stored(site)) == 2
 
 
+def test_what_was_just_published_is_not_pruned(folder: Path) -> None:
+    with publishing(folder, keep=1) as site:
+        assert publish(site, "/projects/lamp/releases/2.0.0", image("2.0.0")).status == 201
+        for version in ("1.0.0", "1.1.0"):
+            path = f"/projects/lamp/releases/{version}"
+            assert publish(site, f"{path}?replace=1", image(version)).status == 201
+            found = [str(each.release.version) for each in stock_of(site).entries("lamp")]
+            assert found == ["2.0.0", version]
+
+
 def test_what_cannot_be_deleted_now_waits_for_the_next_time(
     bench: Bench, lines: Callable[[str], list[str]]
 ) -> None:
@@ -616,6 +663,48 @@ def test_project_is_made_changed_and_dropped(bench: Bench) -> None:
     assert not stock.drop_project("bulb")
 
 
+def test_project_takes_its_admissions_with_it_unless_files_keep_it_alive(bench: Bench) -> None:
+    for name in ("lamp", "firmware"):
+        bench.stock.put_project(Project(name))
+        bench.registry.admit(name, MAC)
+        assert bench.stock.drop_project(name)
+    assert bench.registry.admitted("lamp") == frozenset()
+    assert bench.registry.admitted("firmware") == {MAC}
+
+
+@pytest.mark.parametrize("of", ["lamp", "bulb"])
+def test_project_with_tokens_stays(of: str, bench: Bench) -> None:
+    bench.stock.put_project(Project("lamp", (), ("bulb",)))
+    bench.registry.admit("lamp", MAC)
+    ledger = Ledger(bench.registry)
+    numbers = [
+        ledger.add_token(Token(0, "CI", "viewer", project, project, "", NOW), "me")
+        for project in (of, "")
+    ]
+    reason = f"'lamp' has tokens: revoke them first, {numbers[0]}"
+    assert refused(lambda: bench.stock.drop_project("bulb")) == (409, reason)
+    assert bench.registry.admitted("lamp") == {MAC}
+    ledger.revoke_token(numbers[0], "me", NOW)
+    assert bench.stock.drop_project("bulb")
+
+
+def test_two_who_give_one_name_at_once_do_not_both_have_it(folder: Path, state: Path) -> None:
+    with (
+        closing(Bench(folder, state)) as here,
+        closing(Bench(folder, state)) as there,
+        there.stock._sorting,  # it reads no more what the other one writes
+    ):
+        here.stock.put_project(Project("door"))
+        here.stock.put_project(Project("gate", (), ("porch",)))
+        assert there.stock.project("door") is there.stock.project("porch") is None
+        for project, sentence in (
+            (Project("shed", (), ("door",)), "door is the project 'door' already"),
+            (Project("shed", (), ("porch",)), "porch is an alias of 'gate' already"),
+            (Project("porch"), "porch is an alias of 'gate' already"),
+        ):
+            assert refused(functools.partial(there.stock.put_project, project)) == (409, sentence)
+
+
 def test_project_says_how_large_its_partition_is_and_who_is_admitted(bench: Bench) -> None:
     stock = bench.stock
     stock.put_project(Project("lamp", ("esp8266",), ("bulb",), partition_size=7, admit="open"))
@@ -644,7 +733,7 @@ def test_project_of_the_folder_is_known_and_not_made(bench: Bench) -> None:
         (Project("bulb", (), ("lamp",)), 409, "lamp is the project 'lamp' already"),
         (Project("bulb", (), ("firmware",)), 409, "firmware is the project 'firmware' already"),
         (Project("bulb", (), ("bulb",)), 409, "bulb is the project 'bulb' already"),
-        (Project("bulb", (), ("lampe",)), 409, "lampe is the project 'lamp' already"),
+        (Project("bulb", (), ("lampe",)), 409, "lampe is an alias of 'lamp' already"),
         (Project("bulb", (), ("x", "x")), 409, "or stands there twice"),
         (Project("lampe"), 409, "lampe is an alias of 'lamp'"),
         (Project("bulb", partition_size=-1), 422, "a partition has 1 to 1073741824 bytes"),

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -23,7 +25,7 @@ from hypothesis import strategies as st
 
 import ota_server
 from ota_fleet.accounts import Accounts
-from ota_fleet.files import Store
+from ota_fleet.files import UNNAMED_SECONDS, Store
 from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Registry
 from ota_fleet.two_step import Credentials
@@ -34,8 +36,8 @@ from tests.core.test_access import basic, bearer, text_of
 from tests.core.test_faults import shell
 from tests.core.wire import PATIENCE, Script, request, standing
 from tests.data.make_images import esp32_image
-from tests.fleet.test_fleet import close, fleet, registry_of, remembering
-from tests.fleet.test_registry import opened
+from tests.fleet.test_fleet import close, fleet, registry_of, remembering, with_fleet
+from tests.fleet.test_registry import by_hand, opened
 
 USER, PASSWORD = "sesame", "öpen:sesame"
 ENV = {"US_AUTH_USERNAME": USER, "US_AUTH_PASSWORD": PASSWORD, "PYTHONUTF8": "1"}
@@ -379,10 +381,63 @@ def test_credentials_open_nothing_to_who_may_not_ask(folder: Path) -> None:
         assert (reply.status, "192.0.2.9 is in none of" in text_of(reply)) == (403, True)
 
 
-@pytest.mark.parametrize("pair", [("", ""), (USER, ""), ("", PASSWORD)])
-def test_without_both_words_there_is_no_pair(pair: tuple[str, str], folder: Path) -> None:
-    with remembering(folder, us_username=pair[0], us_password=pair[1]) as site:
-        for who in ("", basic(*pair), ASK, "Authorization: Basic", "Authorization: Basic Og=="):
+@pytest.mark.parametrize("name", ["US_AUTH_USERNAME", "US_AUTH_PASSWORD"])
+def test_half_a_pair_of_credentials_starts_nothing(name: str, folder: Path) -> None:
+    directory = folder.parent
+    command: list[str | Path] = [sys.executable, with_fleet(directory)]
+    command += ["--dir", folder, "--state", directory / "s"]
+    done = subprocess.run(
+        command, check=False, env={name: "x"}, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "US_AUTH_USERNAME and US_AUTH_PASSWORD: set both, or none" in done.stderr
+    assert not (directory / "s").exists()
+
+
+def entries(site: Site) -> list[tuple[str, str, str]]:
+    """The audit."""
+    with registry_of(site) as registry:
+        ledger = Ledger(registry)
+        assert ledger.verify_audit()
+        return [(each.who, each.action, each.what) for each in ledger.audit_log()]
+
+
+def test_change_stands_in_the_audit_under_the_name_of_who_made_it(site: Site) -> None:
+    plan(site)
+    assert ask(site, "DELETE", "/devices/nobody").status == 404
+    assert ask(site, PUT, f"/devices/{DEVICE}", b"x").status == 400
+    assert ask(site, "DELETE", f"/devices/{DEVICE}").status == 200
+    pair, file = "US_AUTH_USERNAME", f"new.bin {digest(NEW)}"
+    assert entries(site)[-3:] == [
+        (pair, "put file", file),
+        (pair, "plan update", f"{DEVICE} from 1.0.0 to new.bin"),
+        (pair, "cancel update", DEVICE),
+    ]
+    accounts = next(each for each in site.guards if isinstance(each, Credentials)).accounts
+    token = accounts.mint("CI", "publisher", "", who="test")[1]
+    assert ask(site, PUT, "/files/a", NEW, who=bearer(token)).status == 200
+    assert entries(site)[-1] == ("token 1 (CI)", "put file", f"a {digest(NEW)}")
+
+
+def test_change_that_cannot_be_entered_is_not_made(site: Site) -> None:
+    plan(site)
+    row = ask(site, GET, "/devices").body
+    with by_hand(Path(site.config.state) / "fleet.db") as connection:
+        connection.execute(
+            "CREATE TRIGGER shut BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'shut'); END"
+        )
+    assert ask(site, PUT, "/files/a", OLD).status == 500
+    assert ask(site, PUT, f"/devices/{DEVICE}", line(DEVICE, "2.0.0", "new.bin")).status == 500
+    assert ask(site, "DELETE", f"/devices/{DEVICE}").status == 500
+    assert ask(site, GET, "/devices").body == row
+    assert ask(site, GET, "/files/a").status == 404
+    assert stored(site) == [digest(NEW)]
+
+
+def test_without_a_pair_nobody_has_it(folder: Path) -> None:
+    with remembering(folder) as site:
+        empty = basic("", "")
+        for who in ("", empty, ASK, "Authorization: Basic", "Authorization: Basic Og=="):
             assert ask(site, GET, "/devices", who=who).status == 403
             assert ask(site, PUT, "/files/a", NEW, who=who).status == 403
 
@@ -495,6 +550,26 @@ def test_file_that_is_replaced_is_the_new_one_and_the_old_bytes_go(site: Site) -
     assert ask(site, PUT, "/files/new.bin", OLD).status == 200
     assert ask(site, GET, "/files/new.bin").body == OLD
     assert stored(site) == [digest(OLD)]
+
+
+@pytest.mark.parametrize(
+    ("promise", "status"),
+    [
+        (f"x-MD5: {hashlib.md5(NEW, usedforsecurity=False).hexdigest()}", 200),
+        (f"x-SHA256: {digest(NEW)}", 200),
+        (f"x-MD5: {'0' * 32}", 422),
+        (f"x-SHA256: {digest(OLD)}", 422),
+        (f"Repr-Digest: sha-256=:{b64encode(bytes(32)).decode()}:", 422),
+        ("x-MD5: 0", 400),
+    ],
+)
+def test_upload_is_what_was_promised_or_leaves_nothing(
+    promise: str, status: int, site: Site
+) -> None:
+    assert ask(site, PUT, "/files/a.bin", OLD).status == 200
+    assert ask(site, PUT, "/files/a.bin", NEW, promise).status == status
+    assert stored(site) == [digest(NEW if status == 200 else OLD)]
+    assert ask(site, GET, "/files/a.bin").body == (NEW if status == 200 else OLD)
 
 
 def test_same_bytes_are_stored_once_until_the_last_path_lets_go(site: Site) -> None:
@@ -701,8 +776,36 @@ def test_leftovers_of_a_crash_are_swept(site: Site, folder: Path) -> None:
     (files / "lost+found").mkdir()
     close(site)
     with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
-        assert stored(again) == sorted(["README", digest(NEW), "lost+found"])
+        left = ["README", digest(NEW), "lost+found", f"{digest(OLD)}.unnamed"]
+        assert stored(again) == sorted(left)
         assert ask(again, GET, "/files/new.bin").body == NEW
+
+
+def test_what_a_restored_backup_does_not_name_stays_for_a_month(
+    site: Site, folder: Path, lines: Callable[[str], list[str]]
+) -> None:
+    state = Path(site.config.state)
+    files, late = state / "files", f"{digest(NEW)}.unnamed"
+    ask(site, PUT, "/files/old.bin", OLD)
+    close(site)
+    shutil.copy(state / "fleet.db", state / "backup")
+    with remembering(folder, us_username=USER, us_password=PASSWORD) as later:
+        plan(later)
+    os.utime(files / digest(NEW), (0, 0))  # it came long ago
+    shutil.copy(state / "fleet.db", state / "newer")
+    for database, kept in (("backup", late), ("backup", late), ("newer", digest(NEW))):
+        shutil.copy(state / database, state / "fleet.db")
+        with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
+            assert stored(again) == sorted([digest(OLD), kept])
+            assert ask(again, GET, "/files/new.bin").status == (404 if kept == late else 200)
+    assert len(lines(f"nothing needs {files / digest(NEW)}: it is removed after 30 days")) == 1
+    shutil.copy(state / "backup", state / "fleet.db")
+    with remembering(folder, us_username=USER, us_password=PASSWORD):
+        pass
+    month_ago = time.time() - UNNAMED_SECONDS - 9
+    os.utime(files / late, (month_ago, month_ago))
+    with remembering(folder, us_username=USER, us_password=PASSWORD) as again:
+        assert stored(again) == [digest(OLD)]
 
 
 def test_new_database_does_not_sweep_old_files(site: Site, folder: Path) -> None:

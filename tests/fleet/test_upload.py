@@ -512,7 +512,8 @@ REFUSALS = [
         "esp32, esp32c3", id="chip-that-was-not-allowed"),
     pytest.param(f"{TO}?replace=perhaps", LAMP, (), 422, "?replace is to be one of 0, 1",
         id="replace"),
-    pytest.param(TO, bytes((1 << 20) + FORM + 1), (), 413, "the body has", id="big-body"),
+    pytest.param(TO, bytes((1 << 20) + FORM + 1), (), 413, "the image has 1114113 bytes, at most "
+        "1048576 are taken", id="big-body"),
     pytest.param(TO, bytes((1 << 20) + 1), (), 413, "the image has 1048577 bytes, at most 1048576",
         id="big-image"),
 ]  # fmt: skip
@@ -605,6 +606,48 @@ def test_promise_about_an_image_holds_in_a_form_and_one_about_a_body_does_not(si
     wrong = publish(site, TO, data, kind, f"X-SHA256: {digest(SAYS)}")
     assert (wrong.status, "x-SHA256 promises" in text(wrong)) == (422, True)
     assert publish(site, TO, data, kind, f"Content-MD5: {b64(data, 'md5')}").status == 201
+
+
+@pytest.mark.parametrize("query", ["", "?replace=1"])
+@pytest.mark.parametrize("there", ["upload", "folder"])
+def test_no_other_image_of_a_withdrawn_version_is_taken(
+    there: str, query: str, folder: Path
+) -> None:
+    if there == "folder":
+        put(folder / "lamp-1.2.0.bin", LAMP)
+    with publishing(folder) as site:
+        assert publish(site, TO, LAMP).status == (201 if there == "upload" else 200)
+        stock_of(site).withdraw("lamp", Version.parse("1.2.0"), "", "ada", NOW)
+        for body in (gzip_image(LAMP), esp8266_image("lamp", "1.2.0", seed=9)):
+            reply = publish(site, TO + query, body)
+            reason = "1.2.0 of 'lamp' is withdrawn: restore it first, or choose a higher one"
+            assert (reply.status, text(reply)) == (409, reason)
+            with unnamed_file(site.config.state) as file:
+                file.write(body)
+                file.seek(0)
+                found = uploads_of(site).look(file, "lamp-1.2.0.bin", "ada")
+            assert reason in found.problems
+        assert ask(site, "/lamp", CHECK).status == 304
+        assert publish(site, TO, LAMP).status == 200  # that is the one that is withdrawn
+        stock_of(site).restore("lamp", Version.parse("1.2.0"))
+        assert publish(site, TO, gzip_image(LAMP)).status == 201
+
+
+def test_location_is_ascii_whatever_the_project_is_called(folder: Path) -> None:
+    put(folder / "lämp-1.0.0.bin", LAMP)
+    with publishing(folder) as site, standing(site) as stand:
+        body = esp8266_image("lamp", "2.0.0+b1")
+        answer = send(stand, "/projects/l%C3%A4mp/releases/2.0.0+b1", body)
+        assert answer.status == 201
+        assert answer.headers["location"] == "/api/v1/projects/l%C3%A4mp/releases/2.0.0%2Bb1"
+
+
+def test_token_of_a_project_that_is_an_alias_now_publishes_nothing(folder: Path) -> None:
+    with publishing(folder, "bulb") as site:
+        stock_of(site).put_project(Project("lamp", (), ("bulb",)))
+        name = 'Content-Disposition: attachment; filename="lamp-1.2.0.bin"'
+        reply = publish(site, "/releases", LAMP, name, method="POST")
+        assert (reply.status, "for 'bulb'" in text(reply)) == (403, True)
 
 
 def test_token_of_one_project_publishes_nothing_else(folder: Path) -> None:
@@ -737,6 +780,19 @@ def test_many_may_publish_at_once_and_one_of_each_version_wins(site: Site) -> No
     assert len(published(site)) == 3
 
 
+def test_pruning_stands_in_the_audit(folder: Path) -> None:
+    with publishing(folder, keep=1) as site:
+        for minor in range(3):
+            path = f"/projects/lamp/releases/1.{minor}.0"
+            assert publish(site, path, esp8266_image("lamp", f"1.{minor}.0")).status == 201
+        entries = Ledger(stock_of(site)._registry).audit_log()
+    old = [digest(esp8266_image("lamp", f"1.{minor}.0")) for minor in range(2)]
+    assert [(each.who, each.what) for each in entries if each.action == "prune releases"] == [
+        ("token 1 (CI)", f"lamp 1.0.0 {old[0]}"),
+        ("token 1 (CI)", f"lamp 1.1.0 {old[1]}"),
+    ]
+
+
 def test_two_servers_see_what_the_other_one_was_sent(folder: Path) -> None:
     with publishing(folder) as here, publishing(folder) as there:
         assert publish(here, TO, LAMP).status == 201
@@ -755,14 +811,15 @@ def test_two_servers_see_what_the_other_one_was_sent(folder: Path) -> None:
 def test_second_server_sweeps_nothing_of_the_first(folder: Path, said: Any) -> None:
     with publishing(folder) as here:
         assert publish(here, TO, LAMP).status == 201
-        put(Path(here.config.state) / "files" / digest(b"x"), b"x")
+        files = Path(here.config.state) / "files"
+        put(files / digest(b"x"), b"x")
         with publishing(folder):
             assert len(stored(here)) == 2
         with publishing(folder):
             assert len(stored(here)) == 2
     with publishing(folder) as again:
-        assert stored(again) == [digest(LAMP)]
-    assert any("is removed: nothing needs it" in line for line in said())
+        assert stored(again) == sorted([digest(LAMP), f"{digest(b'x')}.unnamed"])
+    assert any(f"nothing needs {files / digest(b'x')}: it is removed" in line for line in said())
 
 
 def test_same_version_at_two_servers_is_one_release(folder: Path) -> None:
@@ -1067,7 +1124,8 @@ def test_kill_at_any_moment_loses_no_release_that_was_acknowledged(
             for each in uploaders:
                 wait_until(functools.partial(each.is_offered, script))
             digests = sound(state)
-            assert not digests or set(os.listdir(state / "files")) == digests
+            left = {name for name in os.listdir(state / "files") if not name.endswith(".unnamed")}
+            assert not digests or left == digests
             assert "Traceback" not in script.log
             if turn == kills:
                 break
