@@ -175,6 +175,8 @@ class PeoplePages:
             self.accounts.change_account(account, role=call.given("role"), who=who)
             return See(ACCOUNTS, "The role is set.")
         if do == "password":
+            if account == call.actor.account:
+                raise Refused(422, f"your own is changed on {ACCOUNT}, with the present one")
             self.accounts.change_account(account, call.given("password"), who=who)
             return See(ACCOUNTS, "The password is set, the sessions are over.")
         if do != "close":

@@ -691,6 +691,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str]] = [
     ("/admin/accounts", {**NEW, "email": PEOPLE["viewer"]}, 409, "already"),
     ("/admin/accounts", {"do": "role", "id": 3, "role": "viewer"}, 409, "last administrator"),
     ("/admin/accounts", {"do": "close", "id": 3, "sure": 1}, 409, "last administrator"),
+    ("/admin/accounts", {"do": "password", "id": 3, "password": PASSWORD}, 422, "present one"),
     ("/admin/accounts", {"do": "close", "id": 1}, 422, "sure"),
     ("/admin/accounts", {"do": "close", "id": 99, "sure": 1}, 404, "no account 99"),
     ("/admin/accounts", {"do": "close", "id": "1 OR 1", "sure": 1}, 404, "no number"),
