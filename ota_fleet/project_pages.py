@@ -33,6 +33,7 @@ from ota_fleet.html import (
     facts,
     field,
     form,
+    hidden,
     join,
     note,
     page,
@@ -250,7 +251,10 @@ class ProjectPages:
             "partition_size": _bytes(call.given("partition_size")),
             "admit": call.given("admit"),
         }
-        self.operations.put_project(asked(call, {"project": project.name}, settings))
+        with self.operations.registry.writing():
+            if _is_stale(call, project_of(self._stock, call)):
+                raise Refused(409, "somebody changed the settings since: see what they are now")
+            self.operations.put_project(asked(call, {"project": project.name}, settings))
         return See(url(PROJECTS, project.name), "The settings are saved.")
 
     def _rename(self, call: Call, project: Project) -> See:
@@ -290,7 +294,19 @@ def _lines_card(call: Call, project: str, version: str, chips: set[str]) -> Html
     )
 
 
+def _seen(project: Project) -> str:
+    """The settings, as the form that shows them sends them back."""
+    return repr((project.aliases, project.chips, project.partition_size, project.admit))
+
+
+def _is_stale(call: Call, project: Project) -> bool:
+    """Whether a form shows settings that are others by now."""
+    return call.given("seen", _seen(project)) != _seen(project)
+
+
 def _settings(call: Call, project: Project) -> Html:
+    if _is_stale(call, project):
+        call = call._replace(form={})  # what was filled in would take back what the other did
     again = call.given("do") == "save"
     chips = call.all_given("chips") if again else project.chips
     usual = f"as --admit says: {call.site.config.admit.lower()}"
@@ -298,7 +314,7 @@ def _settings(call: Call, project: Project) -> Html:
     boxes = [check(chip, "chips", chip, checked=chip in chips) for chip in CHIPS]
     size = str(project.partition_size or "")
     body = form(
-        url(PROJECTS, project.name), call.actor.csrf,
+        url(PROJECTS, project.name), call.actor.csrf, hidden(seen=_seen(project)),
         field("Also called", "aliases", call.given("aliases", " ".join(project.aliases)),
               hint="Other names that devices or images use, with spaces between.",
               spellcheck="false"),

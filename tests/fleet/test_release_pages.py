@@ -275,6 +275,22 @@ def test_settings_are_saved_and_shown(house: House) -> None:
     assert stock_of(house.site).project("lamp") == Project("lamp", created=project.created)
 
 
+def test_form_of_earlier_settings_changes_nothing(house: House) -> None:
+    seen = house.publisher.get(HERE).control("seen").get("value")
+    house.admin.do(HERE, do="save", seen=seen, admit="whitelist")
+    before = stock_of(house.site).project("lamp")
+    stale = house.publisher.send(HERE, do="save", seen=seen, admit="open", aliases="bulb")
+    check_page(stale)
+    assert (stale.status, "changed the settings since" in stale.alert) == (409, True)
+    assert stock_of(house.site).project("lamp") == before
+    assert stale.control("aliases").get("value") == ""
+    now = stale.control("seen").get("value")
+    house.publisher.do(HERE, do="save", seen=now, admit="whitelist", aliases="bulb")
+    found = stock_of(house.site).project("lamp")
+    assert found is not None
+    assert (found.aliases, found.admit) == (("bulb",), "whitelist")
+
+
 SIZES = [
     ("", 0),
     ("0", 0),
