@@ -97,7 +97,7 @@ def extend(site: Site) -> Site:
         routes=(*routes, *site.routes),
     )
     table = (
-        *HomePages(history, stock).table(),
+        *HomePages(history, stock, registry).table(),
         *DevicePages(ledger, stock, history).table(),
         *ProjectPages(operations, history).table(),
         *ReleasePages(operations).table(),

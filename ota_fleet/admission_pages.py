@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ota_fleet.api import read_cursor, write_cursor
 from ota_fleet.device_lists import Line, read_lines
 from ota_fleet.html import (
+    KEEP,
     Html,
     Sheet,
     a,
@@ -174,7 +175,7 @@ class AdmissionPages:
             card("", counts, self._confirm(call, new, count)),
             _flaws(flawed),
             self._wanted(new) if count else None,
-        )
+        )._replace(keep=KEEP)
 
     def _checked(self, line: Line) -> Line:
         """The line, with its project's own name."""

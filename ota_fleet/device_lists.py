@@ -16,12 +16,22 @@ from typing import NamedTuple
 
 from ota_fleet.api import read_cursor
 from ota_fleet.history import DAY, MONTH
+from ota_fleet.html import Head, url
 from ota_fleet.pages import Call
 from ota_fleet.registry import STATES, Device, Search
 from ota_fleet.rows import is_mac, normal_id
 from ota_server import Refused, Version, shown
 
+DEVICES = "/admin/devices"
 SILENT = "silent"  # the state that is a time
+STATE_NAMES = {
+    "": "any",
+    "failing": "failing: given one version again and again",
+    SILENT: "silent: not seen for a day",
+    "unknown": "unknown: not admitted",
+    "admitted": "admitted",
+    "pinned": "pinned to a version",
+}
 MAX_VERSIONS = 200  # of a choice
 MAX_LINES = 10_000  # of a list: a form has room for so many
 SORTS = {"id": "Device", "project": "Project", "version": "Runs", "last_seen": "Last seen"}
@@ -61,6 +71,17 @@ def place_of(call: Call, search: Search) -> Sequence[str | int]:
     by = search.sort.removeprefix("-")
     kinds = (str,) if by == "id" else (int if by == "last_seen" else str, str)
     return read_cursor(call.asked("cursor"), *kinds)
+
+
+def heads_of(words: Mapping[str, str]) -> Iterator[str | Head]:
+    """The heads of columns that sort; once more: the other way round."""
+    sort = words.get("sort", "id")
+    for name, label in SORTS.items():
+        up = sort == name
+        after = f"-{name}" if up or (name == "last_seen" and sort != "-last_seen") else name
+        order = "ascending" if up else "descending" if sort == f"-{name}" else ""
+        yield Head(label, url(DEVICES, **{**words, "sort": after}), order)
+    yield "Chip"
 
 
 def newest_first(versions: Iterable[str]) -> list[str]:

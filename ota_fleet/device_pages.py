@@ -18,12 +18,14 @@ from typing import TypedDict
 from ota_fleet.api import file_reply, write_cursor
 from ota_fleet.device_lists import (
     COLUMNS,
+    DEVICES,
     SILENT,
-    SORTS,
+    STATE_NAMES,
     asked,
     cells_of,
     counted,
     csv_line,
+    heads_of,
     label_line,
     newest_first,
     place_of,
@@ -31,7 +33,7 @@ from ota_fleet.device_lists import (
 )
 from ota_fleet.history import DAY, MONTH, History, Visit
 from ota_fleet.html import (
-    Head,
+    KEEP,
     Html,
     Sheet,
     a,
@@ -67,20 +69,12 @@ from ota_fleet.rows import MAX_LONG, MAX_TEXT
 from ota_fleet.stock import Stock
 from ota_server import Refused, Release, Reply, Site, Version, shown
 
-DEVICES, EXPORT, ADMISSIONS, ACTIVITY = (
-    f"/admin/{name}" for name in ("devices", "devices.csv", "admissions", "activity")
+EXPORT, ADMISSIONS, ACTIVITY = (
+    f"/admin/{name}" for name in ("devices.csv", "admissions", "activity")
 )
 ROWS = 50  # of a page
 MAX_RELEASES = 25  # of which it is said why a device does not get them
 FAILING = 3  # times that a device was given what it does not run
-STATE_NAMES = {
-    "": "any",
-    "failing": "failing: given one version again and again",
-    SILENT: "silent: not seen for a day",
-    "unknown": "unknown: not admitted",
-    "admitted": "admitted",
-    "pinned": "pinned to a version",
-}
 DONE = {
     "admit": "admitted",
     "expel": "not admitted any more",
@@ -125,7 +119,7 @@ class DevicePages:
         more = write_cursor(search.place(found[ROWS - 1])) if len(found) > ROWS else ""
         again = url(DEVICES, **words) if call.asked("cursor") else ""
         pages = pager(again, url(DEVICES, **words, cursor=more) if more else "", counted(count))
-        heads = [*_heads(words), "State", "Will get"]
+        heads = [*heads_of(words), "State", "Will get"]
         heads = ["", *heads] if may(call.actor, "publisher") else heads
         empty = "No device is like this." if words else "No device has asked yet."
         live = tag("div", table(heads, rows, "Devices", empty), id="devices", class_="live",
@@ -163,7 +157,7 @@ class DevicePages:
             _word(device.version),
             when(device.last_seen, now),
             _word(device.chip),
-            join(self._states(call.site, device, now), between=" "),
+            join(self._states(call.site, device, now), self._one(call, device), between=" "),
             tag("span", outlook.word, title=outlook.reason),
         ]
         return [box, *cells] if may(call.actor, "publisher") else [*cells]
@@ -179,6 +173,14 @@ class DevicePages:
         if device.pin:
             yield badge(f"pinned {device.pin}")
 
+    def _one(self, call: Call, device: Device) -> Html | None:
+        """What admits a device at once, where that is what somebody is about."""
+        waits = call.asked("state") == "unknown" or self._is_closed(call.site, device.project)
+        if device.admitted or not (waits and may(call.actor, "publisher")):
+            return None
+        label = f"Admit {device.id}"
+        return button("Admit", name="admit", value=device.id, aria_label=label)
+
     def _is_closed(self, site: Site, project: str) -> bool:
         """Whether one must be admitted to a project."""
         return (self.stock.admit(project) or site.config.admit).lower() != "open"
@@ -186,6 +188,8 @@ class DevicePages:
     def change_devices(self, call: Call) -> See | Sheet:
         """POST devices: something with all those that are ticked."""
         do, chosen = call.given("do"), list(dict.fromkeys(call.all_given("device")))
+        if one := call.given("admit"):
+            do, chosen = "admit", [one]
         found = [each for each in map(self.ledger.registry.device, chosen) if each]
         if do not in DONE:
             raise Refused(422, "the form does not say what to do")
@@ -308,8 +312,10 @@ class DevicePages:
         labels = field("Labels", "labels", call.given("labels", label_line(device)),
                        hint="With commas between them.")  # fmt: skip
         save = button("Save", "main", name="do", value="note")
+        was = hidden(was_notes=call.given("was_notes", device.notes),
+                     was_labels=call.given("was_labels", label_line(device)))  # fmt: skip
         here = url(DEVICES, device.id)
-        return card("Notes", form(here, call.actor.csrf, notes, labels, save))
+        return card("Notes", form(here, call.actor.csrf, was, notes, labels, save))
 
     def _ways(self, call: Call, device: Device) -> Html:
         """What lets it have another release."""
@@ -377,17 +383,6 @@ def _words(words: Iterable[str]) -> list[tuple[str, str]]:
     return [(each, each) for each in dict.fromkeys(words) if each]
 
 
-def _heads(words: Mapping[str, str]) -> Iterator[str | Head]:
-    """Those that sort; once more: the other way round."""
-    sort = words.get("sort", "id")
-    for name, label in SORTS.items():
-        up = sort == name
-        after = f"-{name}" if up or (name == "last_seen" and sort != "-last_seen") else name
-        order = "ascending" if up else "descending" if sort == f"-{name}" else ""
-        yield Head(label, url(DEVICES, **{**words, "sort": after}), order)
-    yield "Chip"
-
-
 def _ways(words: Mapping[str, str]) -> Html:
     """Where else one can go from a list."""
     return tag("p", a("Download these as CSV", url(EXPORT, **words)), " · ",
@@ -419,7 +414,7 @@ def _sure(call: Call, here: str, found: Sequence[Device]) -> Sheet:
             form(here, call.actor.csrf, ids, hidden(sure=1),
                  button("Forget them", "danger", name="do", value="forget"), a("Back", here)),
         ),
-    )  # fmt: skip
+    )._replace(keep=KEEP)  # fmt: skip
 
 
 # -- One device ------------------------------------------------------------------------------------
@@ -488,13 +483,18 @@ class _Change(TypedDict, total=False):
 
 
 def _noted(call: Call, device: Device) -> _Change:
-    """What a form changes. A label with a comma in it, from the API, stays if no label changes."""
-    line = call.given("labels", label_line(device))
-    notes = call.given("notes", device.notes).replace("\r\n", "\n")
+    """What a form changes of what it showed: the rest may be others' by now.
+
+    A label with a comma in it, from the API, stays if no label changes.
+    """
+    was_line = call.given("was_labels", label_line(device))
+    was = call.given("was_notes", device.notes).replace("\r\n", "\n")
+    line = call.given("labels", was_line)
+    notes = call.given("notes", was).replace("\r\n", "\n")
     change = _Change()
-    if notes != device.notes.replace("\r\n", "\n"):
+    if notes != was:
         change["notes"] = notes
-    if line != label_line(device):
+    if line != was_line:
         change["labels"] = sorted({word for each in line.split(",") if (word := each.strip())})
     return change
 

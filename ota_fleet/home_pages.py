@@ -35,8 +35,9 @@ from ota_fleet.html import (
 )
 from ota_fleet.pages import HOME, Call, Page, may
 from ota_fleet.projects import offered
+from ota_fleet.registry import Registry, Search
 from ota_fleet.stock import Stock
-from ota_server import base_url
+from ota_server import Site, base_url
 
 MAX_TROUBLES = 6  # rows of a list of devices; all of them are on the page of devices
 MAX_CHARTS = 12  # projects with a chart: each is a question to the database
@@ -50,6 +51,7 @@ class HomePages:
 
     history: History
     stock: Stock
+    registry: Registry
     now: Callable[[], float] = time.time
 
     def table(self) -> tuple[Page, ...]:
@@ -64,13 +66,27 @@ class HomePages:
         names = sorted({*self.stock.projects(), *by_project})
         return page(
             "Overview",
-            card("", _totals(counts, len(names)), id="totals", data_live=10),
+            card("", _totals(counts, len(names), self._waiting(call.site, names)), id="totals",
+                 data_live=10),
             self._troubles(now),
             None if by_project else _first_steps(call),
             cards(self._project(name, by_project.get(name, ()), now, number < MAX_CHARTS)
                   for number, name in enumerate(names)),
             card("The last 24 hours", self._day(now), id="day", data_live=60),
         )  # fmt: skip
+
+    def _waiting(self, site: Site, names: Sequence[str]) -> Html | None:
+        """How many devices are not admitted where they must be; None: they must nowhere."""
+        usual = site.config.admit
+        closed = [each for each in names if (self.stock.admit(each) or usual).lower() != "open"]
+        if not closed:
+            return None
+        of = closed if len(closed) < len(names) else [""]
+        found = {name: self.registry.count(Search(name, state="unknown")) for name in of}
+        one = [name for name in of if found[name]] if sum(found.values()) else of
+        where = one[0] if len(one) == 1 else ""
+        there = url("/admin/devices", project=where, state="unknown")
+        return a(f"{sum(found.values()):,}", there)
 
     def _troubles(self, now: int) -> Html:
         failing = self.history.failing(now, MAX_TROUBLES + 1)
@@ -114,8 +130,9 @@ class HomePages:
 # -- Parts -----------------------------------------------------------------------------------------
 
 
-def _totals(counts: Sequence[Count], projects: int) -> Html:
+def _totals(counts: Sequence[Count], projects: int, waiting: Html | None) -> Html:
     day = sum(each.day for each in counts)
+    last = (("Not admitted", waiting),) if waiting else ()
     return figures(
         (
             ("Projects", f"{projects:,}"),
@@ -124,6 +141,7 @@ def _totals(counts: Sequence[Count], projects: int) -> Html:
             ("Seen in the last day", f"{day:,}"),
             ("Silent", f"{sum(each.month for each in counts) - day:,}"),
             ("Failing", f"{sum(each.failing for each in counts):,}"),
+            *last,
         )
     )
 

@@ -30,8 +30,8 @@ SECURE = (
     ("X-Frame-Options", "DENY"),
     ("Referrer-Policy", "same-origin"),  # with none, forms would have no Origin
     ("Cross-Origin-Opener-Policy", "same-origin"),
-    UNCACHED,
 )
+KEEP = 300  # seconds that what asks once more stays in the browser
 COLOURS = 6  # that parts of a bar or a chart have, in admin.css
 _VOID = frozenset(("br", "hr", "img", "input", "link", "meta"))
 # What no text of a page has: control characters, halves of surrogate pairs, turned directions.
@@ -421,6 +421,7 @@ class Sheet(NamedTuple):
 
     title: str
     body: Html
+    keep: int = 0  # seconds that the browser may show it again: Back to what answered a POST
 
 
 class Frame(NamedTuple):
@@ -461,7 +462,8 @@ def framed(sheet: Sheet, frame: Frame, status: int = 200, *headers: tuple[str, s
     body = tag("body", skip, _banner(frame), main, foot, data_csrf=frame.csrf or None,
                data_drop=frame.drop or None)  # fmt: skip
     text = f"<!doctype html>{tag('html', head, body, lang='en')}"
-    return body_reply(status, "text/html; charset=utf-8", text.encode(), *SECURE, *headers)
+    kept = ("Cache-Control", f"private, max-age={sheet.keep}") if sheet.keep else UNCACHED
+    return body_reply(status, "text/html; charset=utf-8", text.encode(), *SECURE, kept, *headers)
 
 
 def _message(text: str, role: str, kind: str) -> Html | None:

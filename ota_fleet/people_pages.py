@@ -33,7 +33,7 @@ from ota_fleet.html import (
 )
 from ota_fleet.pages import NOBODY, SIGN_IN, Call, Page, See, own_path
 from ota_fleet.rows import Account, Token
-from ota_server import Refused, Reply, base_url, text_reply
+from ota_server import UNCACHED, Refused, Reply, base_url, text_reply
 
 SET_UP, ACCOUNTS, TOKENS, ACCOUNT = (
     f"/admin/{name}" for name in ("setup", "accounts", "tokens", "account")
@@ -80,7 +80,9 @@ class PeoplePages:
         if call.request.headers.get("sec-fetch-site") == "cross-site" and not call.form:
             # A browser that follows a link of another server keeps the cookie back. It has it on
             # the way from here, where it may be signed in.
-            return text_reply(200, f"Go on to {there}", ("Refresh", f"0; url={there}"), *SECURE)
+            return text_reply(
+                200, f"Go on to {there}", ("Refresh", f"0; url={there}"), *SECURE, UNCACHED
+            )
         fields = (
             field("E-mail address", "email", call.given("email"), autofocus=True, **_EMAIL),
             field("Password", "password", autocomplete="current-password", **_PASSWORD),

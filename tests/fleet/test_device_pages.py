@@ -45,6 +45,7 @@ PATHS = ["/admin/devices", HERE, "/admin/admissions", "/admin/activity"]
 FILES = ["/admin/devices.csv", "/admin/activity.json"]
 ACTS = ["/admin/devices", HERE, "/admin/admissions"]
 NOW = int(time.time())
+KEPT = "private, max-age=300"  # Back comes again to what answered a POST
 
 
 def sighting(device: str, **more: Any) -> Sighting:
@@ -361,10 +362,49 @@ def test_chosen_devices_are_labelled_admitted_and_expelled(mixed: House) -> None
     ]  # fmt: skip
 
 
+def admits(seen: Seen) -> list[str]:
+    """The devices that one button admits."""
+    return [each.get("value", "") for each in seen.tree.iter("button")
+            if each.get("name") == "admit"]  # fmt: skip
+
+
+def test_device_is_admitted_with_one_button_where_that_counts(mixed: House) -> None:
+    assert admits(mixed.publisher.get("/admin/devices")) == []
+    wanted = [mac(2), mac(3), mac(4)]
+    assert admits(mixed.publisher.get("/admin/devices?state=unknown")) == wanted
+    stock_of(mixed.site).put_project(Project("firmware", aliases=("old",), admit="whitelist"))
+    assert admits(mixed.viewer.get("/admin/devices")) == []
+    seen = mixed.publisher.get("/admin/devices")
+    check_page(seen)
+    assert admits(seen) == [mac(2), mac(3)]
+    seen = mixed.publisher.do("/admin/devices", admit=mac(2), device=[mac(3)])
+    assert (seen.said, admits(seen)) == ("1 device admitted.", [mac(3)])
+
+
+def waiting(house: House) -> tuple[str, str]:
+    """What the overview says of devices that are not admitted, and where it leads."""
+    seen = house.viewer.get("/admin")
+    check_page(seen)
+    number = dict(zip(seen.texts("dt"), seen.texts("dd"), strict=True)).get("Not admitted", "")
+    return number, link(seen, number)
+
+
+def test_overview_counts_who_is_not_admitted_where_that_counts(mixed: House) -> None:
+    assert waiting(mixed) == ("", "")
+    stock_of(mixed.site).put_project(Project("firmware", aliases=("old",), admit="whitelist"))
+    there = "/admin/devices?project=firmware&state=unknown"
+    assert waiting(mixed) == ("2", there)
+    assert listed(mixed.viewer.get(there)) == [mac(2), mac(3)]
+    mixed.publisher.do("/admin/devices", do="admit", device=[mac(2), mac(3)])
+    assert waiting(mixed) == ("0", there)
+    stock_of(mixed.site).put_project(Project("lamp", admit="whitelist"))
+    assert waiting(mixed) == ("1", "/admin/devices?state=unknown")
+
+
 def test_chosen_devices_are_forgotten_by_who_is_sure(mixed: House) -> None:
     words = {"do": "forget", "device": [mac(1), mac(2)]}
     seen = mixed.publisher.send("/admin/devices?project=firmware", **words)
-    check_page(seen)
+    check_page(seen, KEPT)
     assert (seen.status, seen.texts("h1")) == (200, ["Forget 2 devices?"])
     assert seen.texts("code") == [mac(1), mac(2)]
     form = next(each for each in seen.tree.iter("form") if "devices" in each.get("action", ""))
@@ -501,6 +541,22 @@ def test_notes_labels_and_pin_are_written(house: House) -> None:
     assert (device_of(house.site).notes, device_of(house.site).labels) == ("", ())
 
 
+def test_form_takes_back_nothing_that_others_wrote_meanwhile(house: House) -> None:
+    annotate = stock_of(house.site)._registry.annotate
+    annotate(MAC, notes="on the\nshelf", labels=["hall"])
+    seen = house.publisher.get(HERE)
+    was = {name: seen.control(name).get("value") for name in ("was_notes", "was_labels")}
+    form = {"do": "note", "notes": "on the\r\nshelf", "labels": "hall", **was}
+    annotate(MAC, notes="it smokes")
+    house.publisher.do(HERE, **{**form, "labels": "hall, old"})
+    found = device_of(house.site)
+    assert (found.notes, found.labels) == ("it smokes", ("hall", "old"))
+    house.publisher.do(HERE, **{**form, "notes": ""})
+    assert (device_of(house.site).notes, device_of(house.site).labels) == ("", ("hall", "old"))
+    refused = house.publisher.send(HERE, **{**form, "notes": "x" * 5000})
+    assert refused.control("was_labels").get("value") == "hall"
+
+
 def test_label_with_a_comma_stays_while_nobody_changes_labels(house: House) -> None:
     stock_of(house.site)._registry.annotate(MAC, labels=["a, b"])
     house.publisher.do(HERE, do="note", notes="x", labels="a, b")
@@ -622,7 +678,7 @@ def test_whatever_is_filled_in_comes_back_as_text(house: House, text: str) -> No
     ):
         seen = house.publisher.send(path, **words)
         if seen.status != 303:
-            check_page(seen)
+            check_page(seen, KEPT if seen.status == 200 else "no-store")
             assert seen.text.count("<script") == 1
 
 
@@ -743,7 +799,7 @@ def form_of(seen: Seen, name: str) -> dict[str, list[str]]:
 def test_list_shows_what_it_will_do_and_then_does_it(mixed: House) -> None:
     text = f"device,project\n{mac(1)},firmware\n{mac(2)},old\n{mac(9)},\n{mac(9)},\nx,\n{mac(8)},no"
     seen = mixed.publisher.send("/admin/admissions", do="look", text=text, project="firmware")
-    check_page(seen)
+    check_page(seen, KEPT)
     assert (seen.status, seen.texts("h1")) == (200, ["Admit these devices?"])
     assert dict(zip(seen.texts("dt"), seen.texts("dd"), strict=True)) == {
         "To admit": "2", "Not taken": "2", "Admitted already, or twice": "2"
@@ -776,7 +832,7 @@ def test_file_is_looked_at(house: House) -> None:
                   do="look", project="firmware")  # fmt: skip
     kind = "Content-Type: multipart/form-data; boundary=b"
     seen = house.publisher.ask("POST", "/admin/admissions", kind, body=body)
-    check_page(seen)
+    check_page(seen, KEPT)
     assert (seen.status, len(listed(seen))) == (200, admission_pages.SHOWN)
     assert "And 9,800 more." in seen.texts("p")
     seen = house.publisher.do("/admin/admissions", **form_of(seen, "plan"))
@@ -790,7 +846,7 @@ def test_bytes_that_are_no_text_are_no_list(house: House) -> None:
     body = upload(house.publisher.csrf, bytes(range(256)) * 4, do="look", project="firmware")
     kind = "Content-Type: multipart/form-data; boundary=b"
     seen = house.publisher.ask("POST", "/admin/admissions", kind, body=body)
-    check_page(seen)
+    check_page(seen, KEPT if seen.status == 200 else "no-store")
     assert seen.status in {200, 422}
 
 
