@@ -16,6 +16,7 @@ from ota_server import ESP32_CHIPS, UNVERSIONED, Refused, Release, Version, show
 MAX_TEXT = 255  # characters of what a device says of itself; of names too
 MAX_LONG = 4_096  # characters of notes, of an entry of the audit, of what the two-step table holds
 MAX_INTEGER = (1 << 63) - 1  # BIGINT
+CHANNELS = {"": "stable", "beta": "beta"}  # what is kept, and its name; beta has pre-releases
 
 
 class Sighting(NamedTuple):
@@ -64,12 +65,13 @@ class Device:
     admitted: bool  # to its project
     offered: str = ""  # the version that it was given last; "": an objection came since
     offers: int = 0  # how often, in a row
+    channel: str = ""  # one of CHANNELS
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:
         """Reads a row, in which the labels are JSON."""
-        labels, pin, admitted, *rest = row[-5:]
-        values: list[Any] = [*row[:-5], tuple(json.loads(labels)), pin, bool(admitted), *rest]
+        labels, pin, admitted, *rest = row[-6:]
+        values: list[Any] = [*row[:-6], tuple(json.loads(labels)), pin, bool(admitted), *rest]
         return cls(*values)
 
 

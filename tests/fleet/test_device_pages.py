@@ -501,6 +501,21 @@ def test_notes_labels_and_pin_are_written(house: House) -> None:
     assert (device_of(house.site).notes, device_of(house.site).labels) == ("", ())
 
 
+def test_channel_is_chosen_beside_the_pin_and_neither_changes_the_other(house: House) -> None:
+    house.publisher.do(HERE, do="pin", pin="1.9.0")
+    seen = house.publisher.do(HERE, do="pin", channel="beta")
+    assert (device_of(house.site).pin, device_of(house.site).channel) == ("1.9.0", "beta")
+    assert "beta" in seen.texts("span", **{"class": "badge"})
+    assert [each.get("value") for each in seen.control("channel") if "selected" in each.attrib] == [
+        "beta"
+    ]
+    house.publisher.do(HERE, do="pin", pin="", channel="")
+    assert (device_of(house.site).pin, device_of(house.site).channel) == ("", "")
+    assert [what.partition(" ")[2] for _, _, what in audit_of(house.site)] == [
+        '{"pin": "1.9.0"}', '{"channel": "beta"}', '{"pin": "", "channel": ""}'
+    ]  # fmt: skip
+
+
 def test_label_with_a_comma_stays_while_nobody_changes_labels(house: House) -> None:
     stock_of(house.site)._registry.annotate(MAC, labels=["a, b"])
     house.publisher.do(HERE, do="note", notes="x", labels="a, b")
@@ -511,6 +526,7 @@ FLAWED: list[tuple[dict[str, Any], str]] = [
     ({"do": "note", "notes": "x" * 5000}, "notes have at most"),
     ({"do": "note", "labels": ",".join(f"{each}" for each in range(40))}, "labels: at most"),
     ({"do": "pin", "pin": "latest"}, "latest"),
+    ({"do": "pin", "channel": "nightly"}, "there is no channel"),
     ({"do": "forget"}, "sure"),
     ({"do": "fly"}, "does not say what to do"),
     ({}, "does not say what to do"),
