@@ -18,11 +18,10 @@ from ota_fleet.api import read_cursor
 from ota_fleet.history import DAY, MONTH
 from ota_fleet.pages import Call
 from ota_fleet.registry import STATES, Device, Search
-from ota_fleet.rows import is_mac, normal_id
-from ota_server import Refused, Version, shown
+from ota_fleet.rows import is_mac, normal_id, version_place
+from ota_server import Refused, shown
 
 SILENT = "silent"  # the state that is a time
-MAX_VERSIONS = 200  # of a choice
 MAX_LINES = 10_000  # of a list: a form has room for so many
 SORTS = {"id": "Device", "project": "Project", "version": "Runs", "last_seen": "Last seen"}
 FILTERS = "q", "project", "version", "chip", "state", "label", "sort"
@@ -65,14 +64,7 @@ def place_of(call: Call, search: Search) -> Sequence[str | int]:
 
 def newest_first(versions: Iterable[str]) -> list[str]:
     """Versions, as a choice has them; what is none stands last."""
-
-    def _place(text: str) -> tuple[object, ...]:
-        try:
-            return 1, Version.parse(text).precedence, text
-        except ValueError:
-            return 0, (), text
-
-    return sorted(versions, key=_place, reverse=True)[:MAX_VERSIONS]
+    return sorted(versions, key=version_place, reverse=True)
 
 
 def counted(number: int, name: str = "device") -> str:

@@ -136,7 +136,7 @@ class DevicePages:
 
     def _filters(self, words: Mapping[str, str]) -> Html:
         chips, labels = self.ledger.registry.words()
-        versions = {each.version for each in self.history.counts(int(self.now())) if each.version}
+        versions = self.history.versions()
         return asking(
             DEVICES,
             field("Search", "q", words.get("q", ""), type="search",
@@ -318,13 +318,11 @@ class DevicePages:
         pins = [("", "none: it gets the newest that fits"), *_words([*versions, device.pin])]
         pin = choice("Pin", "pin", pins, call.given("pin", device.pin),
                      hint="The one version that it gets, also downwards.")  # fmt: skip
-        channel = choice("Channel", "channel", CHANNELS.items(),
-                         call.given("channel", device.channel),
+        on = call.given("channel", device.channel)
+        channel = choice("Channel", "channel", CHANNELS.items(), on,
                          hint="On beta it also gets pre-releases.")  # fmt: skip
         own = self.stock.resolve(device.project)
-        do, text = (
-            ("expel", "Take back its admission to") if device.admitted else ("admit", "Admit to")
-        )
+        do, text = ("expel", "Expel from") if device.admitted else ("admit", "Admit to")
         admission = form(here, csrf, button(f"{text} {own}", name="do", value=do)) if own else None
         offer = form(here, csrf, pin, channel, button("Save", name="do", value="pin"))
         return card("What it may get", offer, admission)

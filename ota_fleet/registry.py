@@ -107,9 +107,9 @@ _DEVICES = _FIELDS + _ADMITTED + ", offered, offers, channel FROM device WHERE "
 # fields apart. lower() is for ASCII in SQLite, for all letters in PostgreSQL. The + keeps away an
 # index that would take the place of the order's.
 _FOUND = """+last_seen >= ? AND +last_seen < ? AND (? = '' OR chip = ?) AND (? = '' OR version = ?)
-    AND (? = '' OR replace(labels, ?, '') <> labels)
-    AND (? = '%%' OR lower(id || '\t' || project || '\t' || chip || '\t' || version
-    || '\t' || address || '\t' || notes || '\t' || labels) LIKE lower(?) ESCAPE '!')"""
+    AND (? = '' OR replace(labels, ?, '') <> labels) AND (? = '%%' OR lower(id || '\t'
+    || replace(id, ':', '') || '\t' || project || '\t' || chip || '\t' || version || '\t'
+    || address || '\t' || notes || '\t' || labels) LIKE lower(?) ESCAPE '!')"""
 _OF_PROJECT = "project = ? AND "
 _ALSO_CALLED = """project IN (SELECT ? UNION ALL SELECT name FROM alias WHERE alias.project = ?)
     AND """
@@ -468,8 +468,7 @@ class Registry:
             found.setdefault(project, set()).add(device)
         self._admitted = {project: frozenset(ids) for project, ids in found.items()}
         self._pins = dict(self.rows("SELECT id, pin FROM device WHERE pin <> ''"))
-        channels = "SELECT id, channel FROM device WHERE channel <> ''"
-        self._channels = dict(self.rows(channels))
+        self._channels = dict(self.rows("SELECT id, channel FROM device WHERE channel <> ''"))
 
     # -- The two-step protocol's table -------------------------------------------------------------
 

@@ -126,11 +126,8 @@ def _fit_for(
     objection = fit_unasked(report, release)
     if not objection or not report.device:
         return objection
-    pin, early = pin_of(report.device), release.version != UNVERSIONED
-    if (
-        (release.version == Version.parse(pin))
-        if pin
-        else (early and channel_of(report.device) == "beta")
-    ):
+    pin = pin_of(report.device)
+    beta = channel_of(report.device) == "beta" and release.version != UNVERSIONED
+    if (release.version == Version.parse(pin)) if pin else beta:
         return fit_unasked(report, replace(release, version=FINAL))  # all but that still holds
     return objection

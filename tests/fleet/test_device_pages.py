@@ -252,6 +252,8 @@ def test_heads_sort_and_say_how_it_is_sorted(house: House) -> None:
 FOUND: list[tuple[dict[str, str], set[int]]] = [
     ({}, {1, 2, 3, 4, 5}),
     ({"q": "5ccf7f100001"}, {1}),
+    ({"q": "7f100001"}, {1}),
+    ({"q": "F:10:00:01"}, {1}),
     ({"q": "kitchen"}, {2, 4}),
     ({"project": "firmware"}, {1, 2, 3, 5}),
     ({"project": "firmware", "q": "kitchen"}, {2}),
@@ -290,6 +292,15 @@ def mixed(house: House) -> House:
         registry.admit("firmware", mac(1))
         registry.admit("firmware", mac(5))
     return house
+
+
+def test_choice_of_versions_has_the_most_used_ones_newest_first(house: House) -> None:
+    common = [sighting(mac(each), version="2.0.0") for each in (1, 2)]
+    rare = [sighting(mac(10 + each), version=f"0.0.{each}") for each in range(300)]
+    filled(house.site, *common, *rare)
+    seen = house.viewer.get("/admin/devices").control("version")
+    versions = [each.get("value") for each in seen.iter("option")]
+    assert (versions[:2], len(versions)) == (["", "2.0.0"], 201)
 
 
 @pytest.mark.parametrize(("query", "wanted"), FOUND)
@@ -895,6 +906,15 @@ def test_decisions_are_shown_as_they_happen(house: House) -> None:
     assert "is not newer than 1.10.0" in decided(seen)[0][3]
     live = [each for each in seen.tree.iter("section") if each.get("data-live")]
     assert [each.get("id") for each in live] == ["decisions"]
+
+
+def test_long_entry_of_the_audit_is_cut_and_all_of_it_on_demand(house: House) -> None:
+    for what in ("x" * 200, "y" * 201):
+        Ledger(stock_of(house.site)._registry).audit("ada", "forget device", what, NOW)
+    seen = house.admin.get("/admin/activity")
+    check_page(seen)
+    texts = seen.texts("td", **{"data-label": "What"})
+    assert texts[:2] == [f"{'y' * 200}...All of it{'y' * 201}", "x" * 200]
 
 
 def test_decisions_and_audit_are_filtered_by_a_mac_in_any_form(house: House) -> None:
