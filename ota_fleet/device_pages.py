@@ -308,8 +308,7 @@ class DevicePages:
         labels = field("Labels", "labels", call.given("labels", label_line(device)),
                        hint="With commas between them.")  # fmt: skip
         save = button("Save", "main", name="do", value="note")
-        here = url(DEVICES, device.id)
-        return card("Notes", form(here, call.actor.csrf, notes, labels, save))
+        return card("Notes", form(url(DEVICES, device.id), call.actor.csrf, notes, labels, save))
 
     def _ways(self, call: Call, device: Device) -> Html:
         """What lets it have another release."""
@@ -322,7 +321,8 @@ class DevicePages:
         channel = choice("Channel", "channel", CHANNELS.items(), on,
                          hint="On beta it also gets pre-releases.")  # fmt: skip
         own = self.stock.resolve(device.project)
-        do, text = ("expel", "Expel from") if device.admitted else ("admit", "Admit to")
+        do = "expel" if device.admitted else "admit"
+        text = "Take back its admission to" if device.admitted else "Admit to"
         admission = form(here, csrf, button(f"{text} {own}", name="do", value=do)) if own else None
         offer = form(here, csrf, pin, channel, button("Save", name="do", value="pin"))
         return card("What it may get", offer, admission)
