@@ -841,7 +841,7 @@ _FIELDS = (
 _ESP8266_FIELDS = [f"x-esp8266-{name}" for name in _FIELDS]
 _ESP32_FIELDS = [f"x-esp32-{name}" for name in _FIELDS]
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}")
-_ID = re.compile("[!-~]{1,64}")  # esp32FOTA: a number that is made of its MAC
+_ID = re.compile(r"(?!\.+$)[!-~]{1,64}")  # esp32FOTA: a number that is made of its MAC
 _KINDS = {  # by the mode of the request; any other is "filesystem", whichever it is
     None: "sketch", "": "sketch", "sketch": "sketch", "version": "sketch", "zip": "zip",
     "littlefs": "littlefs", "fatfs": "fatfs",

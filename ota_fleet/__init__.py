@@ -30,7 +30,7 @@ from ota_fleet.project_pages import ProjectPages
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.release_pages import ReleasePages
 from ota_fleet.rules import (
-    fit_unless_pinned,
+    fit_for,
     fits_partition,
     not_again,
     not_whitelisted,
@@ -177,7 +177,7 @@ def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
     others: dict[Rule, Rule] = {
         only_newer: towards_target(registry.pin),
         same_image: not_again(registry.pin),
-        fit_unasked: fit_unless_pinned(registry.pin),
+        fit_unasked: fit_for(registry.pin, registry.channel),
     }
     guards = (
         replace(each, catalog=stock) if isinstance(each, Access) else each for each in site.guards

@@ -16,6 +16,7 @@ from ota_fleet.html import (
     asking,
     badge,
     card,
+    details,
     field,
     hidden,
     join,
@@ -36,6 +37,7 @@ ACTIVITY, FEED, DEVICES = "/admin/activity", "/admin/activity.json", "/admin/dev
 DECISIONS = 50  # rows of what is live
 MAX_FEED = 1_000
 ENTRIES = 50  # rows of a page of the audit
+MAX_WHAT = 200  # characters of an entry that are shown at once
 QUICK = 1_000  # entries, some 10 ms, that are looked through whenever they are shown
 
 
@@ -84,7 +86,7 @@ class ActivityPages:
         before = number(call.asked("before", str(MAX_INTEGER)), "before")
         entries = self.ledger.latest(before, device, ENTRIES + 1)
         rows = [
-            (each.number, when(each.at, now), each.who, each.action, each.what)
+            (each.number, when(each.at, now), each.who, each.action, _cut(each.what))
             for each in entries[:ENTRIES]
         ]
         last = entries[ENTRIES - 1].number if len(entries) > ENTRIES else 0
@@ -116,6 +118,12 @@ def number(text: str, name: str) -> int:
     if not re.fullmatch("[0-9]{1,19}", text):
         raise Refused(422, f"{name}: {shown(text)} is no number")
     return min(int(text), MAX_INTEGER)
+
+
+def _cut(what: str) -> Html:
+    """What was done, and the rest of a long list on demand."""
+    more = details("All of it", what) if len(what) > MAX_WHAT else None
+    return join(what if more is None else f"{what[:MAX_WHAT]}...", more)
 
 
 def _decisions(found: list[Decision], now: float) -> Html:

@@ -19,8 +19,8 @@ from ota_fleet.history import DAY, MONTH
 from ota_fleet.html import Head, url
 from ota_fleet.pages import Call
 from ota_fleet.registry import STATES, Device, Search
-from ota_fleet.rows import is_mac, normal_id
-from ota_server import Refused, Version, shown
+from ota_fleet.rows import is_mac, normal_id, version_place
+from ota_server import Refused, shown
 
 DEVICES = "/admin/devices"
 SILENT = "silent"  # the state that is a time
@@ -32,7 +32,6 @@ STATE_NAMES = {
     "admitted": "admitted",
     "pinned": "pinned to a version",
 }
-MAX_VERSIONS = 200  # of a choice
 MAX_LINES = 10_000  # of a list: a form has room for so many
 SORTS = {"id": "Device", "project": "Project", "version": "Runs", "last_seen": "Last seen"}
 FILTERS = "q", "project", "version", "chip", "state", "label", "sort"
@@ -86,14 +85,7 @@ def heads_of(words: Mapping[str, str]) -> Iterator[str | Head]:
 
 def newest_first(versions: Iterable[str]) -> list[str]:
     """Versions, as a choice has them; what is none stands last."""
-
-    def _place(text: str) -> tuple[object, ...]:
-        try:
-            return 1, Version.parse(text).precedence, text
-        except ValueError:
-            return 0, (), text
-
-    return sorted(versions, key=_place, reverse=True)[:MAX_VERSIONS]
+    return sorted(versions, key=version_place, reverse=True)
 
 
 def counted(number: int, name: str = "device") -> str:

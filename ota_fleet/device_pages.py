@@ -65,7 +65,7 @@ from ota_fleet.ledger import Ledger
 from ota_fleet.outlook import Outlook, outlook_of, outlooks, verdict
 from ota_fleet.pages import Call, Page, See, may
 from ota_fleet.registry import MAX_PAGE, Device, Search
-from ota_fleet.rows import MAX_LONG, MAX_TEXT
+from ota_fleet.rows import CHANNELS, MAX_LONG, MAX_TEXT
 from ota_fleet.stock import Stock
 from ota_server import Refused, Release, Reply, Site, Version, shown
 
@@ -130,7 +130,7 @@ class DevicePages:
 
     def _filters(self, words: Mapping[str, str]) -> Html:
         chips, labels = self.ledger.registry.words()
-        versions = {each.version for each in self.history.counts(int(self.now())) if each.version}
+        versions = self.history.versions()
         return asking(
             DEVICES,
             field("Search", "q", words.get("q", ""), type="search",
@@ -172,6 +172,8 @@ class DevicePages:
             yield badge("unknown", "warn")
         if device.pin:
             yield badge(f"pinned {device.pin}")
+        if device.channel:
+            yield badge(device.channel)
 
     def _one(self, call: Call, device: Device) -> Html | None:
         """What admits a device at once, where that is what somebody is about."""
@@ -292,10 +294,8 @@ class DevicePages:
         yield "Last seen", when(device.last_seen, now)
         yield "Images given", f"{device.downloads:,}"
         if device.offers >= FAILING:
-            yield (
-                "Given in a row",
-                f"{device.offers} times {device.offered}, and it does not run it",
-            )
+            given = f"{device.offers} times {device.offered}, and it does not run it"
+            yield "Given in a row", given
         yield "Digest", code(device.image) if device.image else "it never said"
         yield "Admitted to", ", ".join(self._admissions(device.id)) or "no project"
         yield "Pinned to", device.pin or "no version"
@@ -324,13 +324,15 @@ class DevicePages:
         pins = [("", "none: it gets the newest that fits"), *_words([*versions, device.pin])]
         pin = choice("Pin", "pin", pins, call.given("pin", device.pin),
                      hint="The one version that it gets, also downwards.")  # fmt: skip
+        on = call.given("channel", device.channel)
+        channel = choice("Channel", "channel", CHANNELS.items(), on,
+                         hint="On beta it also gets pre-releases.")  # fmt: skip
         own = self.stock.resolve(device.project)
-        do, text = (
-            ("expel", "Take back its admission to") if device.admitted else ("admit", "Admit to")
-        )
+        do = "expel" if device.admitted else "admit"
+        text = "Take back its admission to" if device.admitted else "Admit to"
         admission = form(here, csrf, button(f"{text} {own}", name="do", value=do)) if own else None
-        return card("What it may get", form(here, csrf, pin, button("Pin", name="do", value="pin")),
-                    admission)  # fmt: skip
+        offer = form(here, csrf, pin, channel, button("Save", name="do", value="pin"))
+        return card("What it may get", offer, admission)
 
     def _releases(self, device: Device) -> Sequence[Release]:
         try:
@@ -453,13 +455,7 @@ def _others(site: Site, device: Device) -> Html:
 
 def _visits(visits: Sequence[Visit], now: int) -> Html:
     rows = [
-        (
-            when(each.at, now),
-            each.project,
-            each.version,
-            verdict(each),
-            each.reason,
-        )
+        (when(each.at, now), each.project, each.version, verdict(each), each.reason)
         for each in visits
     ]
     heads = "When", "Project", "Ran", "Outcome", "Why"
@@ -480,6 +476,7 @@ class _Change(TypedDict, total=False):
     notes: str
     labels: list[str]
     pin: str
+    channel: str
 
 
 def _noted(call: Call, device: Device) -> _Change:
@@ -500,6 +497,10 @@ def _noted(call: Call, device: Device) -> _Change:
 
 
 def _pinned(call: Call, device: Device) -> _Change:
-    pin = call.given("pin").strip()
-    pin = str(Version.parse(pin)) if pin else ""
-    return _Change() if pin == device.pin else _Change(pin=pin)
+    pin, channel = (call.given(name, getattr(device, name)).strip() for name in ("pin", "channel"))
+    pin, change = str(Version.parse(pin)) if pin else "", _Change()
+    if pin != device.pin:
+        change["pin"] = pin
+    if channel != device.channel:
+        change["channel"] = channel
+    return change

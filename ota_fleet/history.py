@@ -60,6 +60,8 @@ FROM (SELECT project, version, COUNT(*) AS devices, COUNT(*) FILTER (WHERE last_
     FROM device GROUP BY project, version) AS found
 LEFT JOIN alias ON alias.name = found.project
 GROUP BY 1, 2 ORDER BY 1, SUM(devices) DESC, 2"""
+_VERSIONS = """SELECT version FROM device WHERE version <> '' GROUP BY version
+ORDER BY COUNT(*) DESC, version LIMIT ?"""
 _TROUBLE = """SELECT id, project, version, last_seen, offered, offers FROM device
 WHERE last_seen >= ? AND """
 # A 3, so that the index device_failing, which has that, too, is used.
@@ -200,6 +202,10 @@ class History:
         """All projects and versions that devices have, by project, the most used first."""
         since = now - HOUR, now - DAY, now - MONTH, now - MONTH
         return [Count(*row) for row in self._registry.rows(_COUNTS, *since)]
+
+    def versions(self, limit: int = 200) -> list[str]:
+        """What devices say that they run, the most used first."""
+        return [version for (version,) in self._registry.rows(_VERSIONS, _page(limit))]
 
     def silent(self, now: int, limit: int = 100) -> list[Trouble]:
         """Devices not seen for a day but in the last 31, those that fell silent last first."""

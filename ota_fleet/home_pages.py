@@ -40,7 +40,8 @@ from ota_fleet.stock import Stock
 from ota_server import Site, base_url
 
 MAX_TROUBLES = 6  # rows of a list of devices; all of them are on the page of devices
-MAX_CHARTS = 12  # projects with a chart: each is a question to the database
+MAX_CARDS = 24  # projects that are shown, those with the most devices
+MAX_CHARTS = 6  # projects with a chart: each is a question to the database
 SPREAD = 30 * DAY  # seconds
 UNSAID, OTHERS = "not told", "others"
 
@@ -63,7 +64,8 @@ class HomePages:
         now = int(self.now())
         counts = self.history.counts(now)
         by_project = {name: [*each] for name, each in groupby(counts, attrgetter("project"))}
-        names = sorted({*self.stock.projects(), *by_project})
+        devices = {name: sum(each.devices for each in found) for name, found in by_project.items()}
+        names = sorted({*self.stock.projects(), *by_project}, key=lambda x: (-devices.get(x, 0), x))
         return page(
             "Overview",
             card("", _totals(counts, len(names), self._waiting(call.site, names)), id="totals",
@@ -71,7 +73,9 @@ class HomePages:
             self._troubles(now),
             None if by_project else _first_steps(call),
             cards(self._project(name, by_project.get(name, ()), now, number < MAX_CHARTS)
-                  for number, name in enumerate(names)),
+                  for number, name in enumerate(names[:MAX_CARDS])),
+            tag("p", a(f"All {len(names):,} projects", "/admin/projects"))
+            if len(names) > MAX_CARDS else None,
             card("The last 24 hours", self._day(now), id="day", data_live=60),
         )  # fmt: skip
 

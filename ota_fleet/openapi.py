@@ -18,7 +18,7 @@ from urllib.parse import unquote_plus
 
 from ota_fleet.accounts import ROLES, cookie_name
 from ota_fleet.registry import MAX_LABELS, MAX_PAGE
-from ota_fleet.rows import ADMIT, MAX_LONG, MAX_PARTITION, MAX_TEXT
+from ota_fleet.rows import ADMIT, CHANNELS, MAX_LONG, MAX_PARTITION, MAX_TEXT
 from ota_server import Refused, __version__, shown
 
 BASE = "/api/v1"
@@ -306,6 +306,7 @@ FILTERS: Mapping[str, Schema] = {
     "sort": text("with - in front: downwards", enum=SORTS, default="id"),
     **PAGE,
 }
+CHANNEL = text("beta: also pre-releases; empty: stable", enum=[*CHANNELS])
 DEVICE = record(
     id=text("a MAC address as AA:BB:CC:DD:EE:FF, or what the device gave"),
     project=text("what it asked for last; empty, here and below: it never said"),
@@ -324,12 +325,14 @@ DEVICE = record(
     admitted=flag("to its project"),
     offered=text("the version it was given last; empty: there was a reason against it since"),
     offers=number("how often that was, in a row, while it ran the same other version"),
+    channel=CHANNEL,
 )
 NOTES = record(
     None,
     notes=text(maxLength=MAX_LONG),
     labels=several(NAME, maxItems=MAX_LABELS),
     pin=text("a version; empty: none", maxLength=MAX_TEXT),
+    channel=CHANNEL,
 )
 ROLE = text(enum=[*ROLES])
 ACCOUNT = record(id=number(), email=text(), role=ROLE, created=WHEN)

@@ -205,7 +205,7 @@ class Operations:
                 answer=openapi.DEVICE, anywhere=True,
             ),
             Operation(
-                "PATCH", "/devices/{device}", "publisher", "Sets notes, labels or pin",
+                "PATCH", "/devices/{device}", "publisher", "Sets notes, labels, pin or channel",
                 self.annotate, body=openapi.NOTES, answer=openapi.DEVICE,
             ),
             Operation(

@@ -11,6 +11,7 @@ A page is a row of a table: extend() puts those of several rooms together.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -32,6 +33,7 @@ from ota_server import (
     body_reply,
 )
 
+AT_ONCE = 2  # pages that are made: devices that ask share the interpreter with them
 MAX_FORM = 256 * 1024  # bytes of a form without files
 MAX_FIELDS = 2_500  # a list of devices has a box for each
 MAX_SAID = 500  # characters that are told after something was done: a cookie holds 4 KB
@@ -98,6 +100,7 @@ class Pages:
         """`drop` is the path of the page that takes dropped files."""
         self._accounts = accounts
         self.table = [(pattern_of(row.path, ""), row) for row in table]
+        self._turn = threading.Semaphore(AT_ONCE)
         self._drop = next((row for row in table if row.path == drop), None)
 
     def routes(self) -> tuple[Route, ...]:
@@ -125,6 +128,8 @@ class Pages:
         if request.method not in SAFE and is_forged(request):
             raise Refused(403, "a page of another server sent this, or a proxy changed the Host")
         found = self._find(request.path)
+        if found is None and request.path.endswith("/") and request.method in SAFE:
+            raise _without_slash(request)
         self._actor(found[0] if found else None, request)
         if found is None:
             raise Refused(404, "there is no such page")
@@ -164,7 +169,13 @@ class Pages:
         if request.method == "POST":
             return self._act(row, call)
         assert row.show is not None  # as the routes have its methods only
-        return self._reply(call, row.show(call))
+        try:
+            with self._turn:
+                return self._reply(call, row.show(call))
+        except Refused as refused:  # what a device is called may end with a slash, too
+            if refused.status == 404 and request.path.endswith("/"):
+                raise _without_slash(request) from None
+            raise
 
     def _act(self, row: Page, call: Call) -> Reply:
         """Does what a form says, or shows it again with the reason why not."""
@@ -295,6 +306,13 @@ def _said(request: Request, *, secure: bool) -> str:
     pairs = (each.strip().partition("=") for each in request.headers.get("cookie", "").split(";"))
     name = _said_name(secure=secure)
     return next((unquote(value)[:MAX_SAID] for key, _, value in pairs if key == name), "")
+
+
+def _without_slash(request: Request) -> Refused:
+    """What sends a browser to the page that is meant."""
+    here = quote(request.path.rstrip("/"), safe="/", errors="surrogateescape")
+    there = here + f"?{request.query}" * bool(request.query)
+    return Refused(303, "there is no slash behind a page", ("Location", there))
 
 
 def _sign_in(request: Request) -> Refused:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ota_fleet.ledger import Ledger
-from ota_fleet.rows import check_project
+from ota_fleet.rows import check_project, parsed
 from ota_fleet.stock import Stock
 from ota_server import Refused, Version, shown
 
@@ -76,10 +76,7 @@ def needing(stock: Stock, ledger: Ledger, project: str, version: Version) -> lis
 
 def _means(text: str, version: Version) -> bool:
     """Whether a device that says this says that version."""
-    try:
-        return Version.parse(text) == version
-    except ValueError:  # what a device says need not be one
-        return False
+    return parsed(text) == version  # what a device says need not be one
 
 
 def rename(stock: Stock, ledger: Ledger, old: str, new: str, who: str, at: int) -> None:

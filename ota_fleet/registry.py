@@ -29,6 +29,7 @@ from sqlite3 import Connection
 from typing import Any, Generic, TypeVar
 
 from ota_fleet.rows import (
+    CHANNELS,
     MAX_LONG,
     MAX_TEXT,
     App,
@@ -41,7 +42,7 @@ from ota_fleet.rows import (
     normal_id,
 )
 from ota_fleet.schema import WAIT, connect, pragma, prepare, save, transaction
-from ota_server import Version
+from ota_server import Version, shown
 
 __all__ = ["App", "Device", "Registry", "Search", "Sighting", "StoredFile", "normal_id"]
 
@@ -89,7 +90,7 @@ ON CONFLICT (id) DO UPDATE SET
 _CROWD_OUT = """
 DELETE FROM device WHERE id IN (
     SELECT id FROM device
-    WHERE notes = '' AND labels = '[]' AND pin = ''
+    WHERE notes = '' AND labels = '[]' AND pin = '' AND channel = ''
         AND NOT EXISTS (SELECT 1 FROM admission WHERE admission.device = device.id)
     ORDER BY last_seen, id LIMIT ?)
 RETURNING id
@@ -101,14 +102,14 @@ _FIELDS = """SELECT id, project, chip, version, image, free_space, sdk, address,
 _ADMITTED = """EXISTS (SELECT 1 FROM admission WHERE admission.device = device.id
     AND admission.project IN (device.project,
         (SELECT alias.project FROM alias WHERE alias.name = device.project)))"""
-_DEVICES = _FIELDS + _ADMITTED + ", offered, offers FROM device WHERE "
+_DEVICES = _FIELDS + _ADMITTED + ", offered, offers, channel FROM device WHERE "
 # Labels are a line each, so that one is found as it is and no part of another. A tab keeps the
 # fields apart. lower() is for ASCII in SQLite, for all letters in PostgreSQL. The + keeps away an
 # index that would take the place of the order's.
 _FOUND = """+last_seen >= ? AND +last_seen < ? AND (? = '' OR chip = ?) AND (? = '' OR version = ?)
-    AND (? = '' OR replace(labels, ?, '') <> labels)
-    AND (? = '%%' OR lower(id || '\t' || project || '\t' || chip || '\t' || version
-    || '\t' || address || '\t' || notes || '\t' || labels) LIKE lower(?) ESCAPE '!')"""
+    AND (? = '' OR replace(labels, ?, '') <> labels) AND (? = '%%' OR lower(id || '\t'
+    || replace(id, ':', '') || '\t' || project || '\t' || chip || '\t' || version || '\t'
+    || address || '\t' || notes || '\t' || labels) LIKE lower(?) ESCAPE '!')"""
 _OF_PROJECT = "project = ? AND "
 _ALSO_CALLED = """project IN (SELECT ? UNION ALL SELECT name FROM alias WHERE alias.project = ?)
     AND """
@@ -134,7 +135,7 @@ _LABELS = "SELECT DISTINCT labels FROM device WHERE labels <> '[]' LIMIT ?"
 _ADMISSIONS = """SELECT device FROM admission WHERE project = ? AND device > ?
 ORDER BY device LIMIT ?"""
 _NOTE = """UPDATE device SET notes = COALESCE(?, notes), labels = COALESCE(?, labels),
-    pin = COALESCE(?, pin) WHERE id = ?"""
+    pin = COALESCE(?, pin), channel = COALESCE(?, channel) WHERE id = ?"""
 _ADMIT = "INSERT INTO admission (project, device) VALUES (?, ?) ON CONFLICT DO NOTHING"
 _EXPEL = "DELETE FROM admission WHERE project = ? AND device = ?"
 _APPS = "SELECT device_id, app_ver, update_file_path FROM device_app "
@@ -229,6 +230,7 @@ class Registry:
         self._idle: list[Connection] = []
         self._admitted: dict[str, frozenset[str]] = {}  # replaced whole: read without a lock
         self._pins: dict[str, str] = {}
+        self._channels: dict[str, str] = {}
         self._watchers: list[Callable[[], None]] = []
         self._refreshing = threading.Lock()
         self._seen_version = -1
@@ -388,12 +390,18 @@ class Registry:
         notes: str | None = None,
         labels: Iterable[str] | None = None,
         pin: str | None = None,
+        channel: str | None = None,
     ) -> bool:
-        """Sets notes, labels, which are sorted, or pin; None: it stays. False: no such device.
+        """Sets notes, labels, which are sorted, pin or channel; None: it stays.
+
+        Gives back False if there is no such device.
 
         Raises:
-            ValueError: too long, too many, or an empty label; a pin that is no version.
+            ValueError: too long, too many, or an empty label; a pin that is no version; a channel
+                that there is not.
         """
+        if (channel or "") not in CHANNELS:
+            raise ValueError(f"there is no channel {shown(channel or '')}")
         if len(notes or "") > MAX_LONG:
             raise ValueError(f"notes have at most {MAX_LONG} characters")
         words = sorted({clean(label, MAX_LONG) for label in labels or ()})
@@ -402,11 +410,15 @@ class Registry:
         text = None if labels is None else json.dumps(words, ensure_ascii=False, indent=0)
         pin = str(Version.parse(pin)) if pin else pin
         note = notes and clean(notes, MAX_LONG)
-        return self.write(_NOTE, note, text, pin, normal_id(device)) > 0
+        return self.write(_NOTE, note, text, pin, channel, normal_id(device)) > 0
 
     def pin(self, device: str) -> str:
         """The one version that a device is to run, from memory; "": none."""
         return self._pins.get(normal_id(device), "") if self._pins else ""
+
+    def channel(self, device: str) -> str:
+        """Which of CHANNELS a device is on, from memory."""
+        return self._channels.get(normal_id(device), "") if self._channels else ""
 
     # -- Admission ---------------------------------------------------------------------------------
 
@@ -456,6 +468,7 @@ class Registry:
             found.setdefault(project, set()).add(device)
         self._admitted = {project: frozenset(ids) for project, ids in found.items()}
         self._pins = dict(self.rows("SELECT id, pin FROM device WHERE pin <> ''"))
+        self._channels = dict(self.rows("SELECT id, channel FROM device WHERE channel <> ''"))
 
     # -- The two-step protocol's table -------------------------------------------------------------
 

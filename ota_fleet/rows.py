@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,9 @@ from ota_server import ESP32_CHIPS, UNVERSIONED, Refused, Release, Version, show
 
 MAX_TEXT = 255  # characters of what a device says of itself; of names too
 MAX_LONG = 4_096  # characters of notes, of an entry of the audit, of what the two-step table holds
+MAX_PARSED = 20_000  # versions that are kept, some 10 MB: twice as many as devices, usually
 MAX_INTEGER = (1 << 63) - 1  # BIGINT
+CHANNELS = {"": "stable", "beta": "beta"}  # what is kept, and its name; beta has pre-releases
 
 
 class Sighting(NamedTuple):
@@ -64,12 +67,13 @@ class Device:
     admitted: bool  # to its project
     offered: str = ""  # the version that it was given last; "": an objection came since
     offers: int = 0  # how often, in a row
+    channel: str = ""  # one of CHANNELS
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:
         """Reads a row, in which the labels are JSON."""
-        labels, pin, admitted, *rest = row[-5:]
-        values: list[Any] = [*row[:-5], tuple(json.loads(labels)), pin, bool(admitted), *rest]
+        labels, pin, admitted, *rest = row[-6:]
+        values: list[Any] = [*row[:-6], tuple(json.loads(labels)), pin, bool(admitted), *rest]
         return cls(*values)
 
 
@@ -107,8 +111,8 @@ def by_version(
     groups: dict[str, list[str]] = {}
     for version, device in rows:
         groups.setdefault(version, []).append(device)
-    here = _version_place(after[0]) if after else None
-    for place in sorted(map(_version_place, groups), reverse=down):
+    here = version_place(after[0]) if after else None
+    for place in sorted(map(version_place, groups), reverse=down):
         if here and (place > here if down else place < here):
             continue
         for device in sorted(groups[place[-1]], reverse=down):
@@ -116,12 +120,19 @@ def by_version(
                 yield device
 
 
-def _version_place(text: str) -> tuple[Any, ...]:
+def version_place(text: str) -> tuple[Any, ...]:
     """What orders versions; what is none stands before those that are."""
+    version = parsed(text)
+    return (1, version.precedence, text) if version else (0, (), text)
+
+
+@functools.lru_cache(MAX_PARSED)
+def parsed(text: str) -> Version | None:
+    """The version that a device says; None: it is none. Lists ask for the same ones each time."""
     try:
-        return 1, Version.parse(text).precedence, text
+        return Version.parse(text)
     except ValueError:
-        return 0, (), text
+        return None
 
 
 @dataclass(frozen=True, slots=True)

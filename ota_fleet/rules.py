@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ota_server import (
+    UNVERSIONED,
     Objection,
     Release,
     Report,
@@ -108,16 +109,25 @@ def _not_again(pin_of: Callable[[str], str], report: Report, release: Release) -
     return objection
 
 
-def fit_unless_pinned(pin_of: Callable[[str], str]) -> Rule:
-    """fit_unasked, but a device that is pinned to a pre-release may have it."""
-    return functools.partial(_fit_unless_pinned, pin_of)
+def fit_for(pin_of: Callable[[str], str], channel_of: Callable[[str], str]) -> Rule:
+    """fit_unasked, but who is pinned to a pre-release may have it; on channel beta, any.
+
+    `channel_of` gives one of CHANNELS, on the loop: it must not wait.
+    """
+    return functools.partial(_fit_for, pin_of, channel_of)
 
 
-def _fit_unless_pinned(
-    pin_of: Callable[[str], str], report: Report, release: Release
+def _fit_for(
+    pin_of: Callable[[str], str],
+    channel_of: Callable[[str], str],
+    report: Report,
+    release: Release,
 ) -> Objection | None:
     objection = fit_unasked(report, release)
-    pin = pin_of(report.device) if objection and report.device else ""
-    if pin and release.version == Version.parse(pin):  # all but that still holds
-        return fit_unasked(report, replace(release, version=FINAL))
+    if not objection or not report.device:
+        return objection
+    pin = pin_of(report.device)
+    beta = channel_of(report.device) == "beta" and release.version != UNVERSIONED
+    if (release.version == Version.parse(pin)) if pin else beta:
+        return fit_unasked(report, replace(release, version=FINAL))  # all but that still holds
     return objection

@@ -212,6 +212,12 @@ CREATE INDEX device_failing ON device (last_seen) WHERE offers >= 3;
 PRAGMA user_version = 8;
 COMMIT;
 """,
+    """
+BEGIN IMMEDIATE;
+ALTER TABLE device ADD COLUMN channel TEXT NOT NULL DEFAULT ''; -- beta; "": stable
+PRAGMA user_version = 9;
+COMMIT;
+""",
 )
 APPLICATION = 1330921798
 _BESIDE = ("-wal", "-shm", "-journal")  # what SQLite puts beside a file

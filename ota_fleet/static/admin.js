@@ -51,11 +51,7 @@ function isBusy(part) {
   return part.contains(document.activeElement) || part.querySelector("details[open], :checked") !== null;
 }
 
-async function refresh(part) {
-  if (document.hidden || isBusy(part)) return;
-  const reply = await fetch(location.href, { headers: SCRIPTED, redirect: "error" });
-  if (!reply.ok) return;
-  const page = new DOMParser().parseFromString(await reply.text(), "text/html");
+function renew(part, page) {
   const fresh = page.getElementById(part.id);
   if (fresh) improve(fresh);
   if (fresh && fresh.innerHTML !== part.innerHTML && !isBusy(part)) {
@@ -63,8 +59,37 @@ async function refresh(part) {
   }
 }
 
-function keepFresh(part) {
-  const again = () => setTimeout(() => refresh(part).catch(() => {}).finally(again), 1000 * part.dataset.live);
+async function refresh(parts) {
+  const reply = await fetch(location.href, { headers: SCRIPTED, redirect: "error" });
+  if (!reply.ok) throw new Error(`The server answered ${reply.status}`);
+  const page = new DOMParser().parseFromString(await reply.text(), "text/html");
+  for (const part of parts) renew(part, page);
+}
+
+// One question a tick for all parts that are due; what is not fresh says so.
+function keepFresh(parts) {
+  let last = new Date();
+  let stale = null;
+  const due = new Map(parts.map((part) => [part, Date.now() + 1000 * part.dataset.live]));
+  const tick = async () => {
+    const now = Date.now() + 100; // timers may be a little early
+    const chosen = parts.filter((part) => due.get(part) <= now && !isBusy(part));
+    if (document.hidden || !chosen.length) return;
+    for (const part of chosen) due.set(part, now + 1000 * part.dataset.live);
+    try {
+      await refresh(chosen);
+      last = new Date();
+      stale?.remove();
+      stale = null;
+    } catch {
+      if (stale) return;
+      stale = make("p", `Not fresh since ${last.toLocaleTimeString()}. `, { role: "status", class: "note warn" });
+      stale.append(make("a", "Load the page again", { href: location.pathname + location.search }));
+      document.querySelector("main").prepend(stale);
+    }
+  };
+  const seconds = Math.min(...parts.map((part) => Number(part.dataset.live)));
+  const again = () => setTimeout(() => tick().finally(again), 1000 * seconds);
   again();
 }
 
@@ -184,6 +209,7 @@ addEventListener("submit", (event) => event.target.hasAttribute("data-upload") &
 
 improve(document);
 takeFragment();
-for (const part of document.querySelectorAll("[data-live][id]")) keepFresh(part);
+const live = [...document.querySelectorAll("[data-live][id]")];
+if (live.length) keepFresh(live);
 for (const box of document.querySelectorAll("[data-all]")) box.hidden = false;
 if (document.body.dataset.drop) takeDrops(document.body.dataset.drop, document.body.dataset.csrf);

@@ -194,6 +194,13 @@ def test_esp32_with_the_header_of_s1_has_the_version_it_says() -> None:
     assert read_report("app", headers, ADDRESS).version == Version.parse("1.9.0")
 
 
+@pytest.mark.parametrize(
+    ("given", "device"), [(".", None), ("..", None), ("....", None), ("..1", "..1"), ("7.", "7.")]
+)
+def test_id_of_dots_only_has_no_page_and_is_none(given: str, device: str | None) -> None:
+    assert read_report("app", {}, ADDRESS, f"id={given}").device == device
+
+
 @pytest.mark.parametrize("prefix", ["x-esp8266-", "x-esp32-"])
 @pytest.mark.parametrize(
     ("mac", "device"),

@@ -207,7 +207,8 @@ DONE: list[tuple[Any, ...]] = [  # role, method, path, body, status, what the an
     ("viewer", "GET", "devices/5ccf7f000000", None, 200, {"id": MACS[0]}),
     ("viewer", "GET", "devices/5c%3Acf%3A7f%3A00%3A00%3A00", None, 200, {"id": MACS[0]}),
     ("publisher", "PATCH", DEVICE, {"notes": "ä", "labels": ["b", "a"], "pin": "v1.2"}, 200,
-     {"notes": "ä", "labels": ["a", "b"], "pin": "1.2.0"}),
+     {"notes": "ä", "labels": ["a", "b"], "pin": "1.2.0", "channel": ""}),
+    ("publisher", "PATCH", DEVICE, {"channel": "beta"}, 200, {"pin": "", "channel": "beta"}),
     ("publisher", "PATCH", DEVICE, {}, 200, {"notes": ""}),
     ("publisher", "DELETE", DEVICE, None, 204, None),
     ("viewer", "GET", "projects", None, 200, {"items": [
@@ -497,6 +498,7 @@ REFUSED: list[tuple[Any, ...]] = [  # role, method, path, body, status, what the
     ("admin", "PATCH", DEVICE, {"labels": [""]}, 422, "labels[0]"),
     ("admin", "PATCH", DEVICE, {"labels": ["x"] * 33}, 422, "more than 32"),
     ("admin", "PATCH", DEVICE, {"pin": "newest"}, 422, "'newest' is no version"),
+    ("admin", "PATCH", DEVICE, {"channel": "nightly"}, 422, "channel"),
     ("admin", "PATCH", FOLDER, {"withdrawn": 1}, 422, "withdrawn is to be true or false"),
     ("admin", "PATCH", FOLDER, {"notes": "x"}, 409, "firmware folder"),
     ("admin", "PATCH", "projects/lamp/releases/9.9.9", {"notes": "x"}, 404, "9.9.9"),

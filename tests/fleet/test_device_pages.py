@@ -253,6 +253,8 @@ def test_heads_sort_and_say_how_it_is_sorted(house: House) -> None:
 FOUND: list[tuple[dict[str, str], set[int]]] = [
     ({}, {1, 2, 3, 4, 5}),
     ({"q": "5ccf7f100001"}, {1}),
+    ({"q": "7f100001"}, {1}),
+    ({"q": "F:10:00:01"}, {1}),
     ({"q": "kitchen"}, {2, 4}),
     ({"project": "firmware"}, {1, 2, 3, 5}),
     ({"project": "firmware", "q": "kitchen"}, {2}),
@@ -291,6 +293,15 @@ def mixed(house: House) -> House:
         registry.admit("firmware", mac(1))
         registry.admit("firmware", mac(5))
     return house
+
+
+def test_choice_of_versions_has_the_most_used_ones_newest_first(house: House) -> None:
+    common = [sighting(mac(each), version="2.0.0") for each in (1, 2)]
+    rare = [sighting(mac(10 + each), version=f"0.0.{each}") for each in range(300)]
+    filled(house.site, *common, *rare)
+    seen = house.viewer.get("/admin/devices").control("version")
+    versions = [each.get("value") for each in seen.iter("option")]
+    assert (versions[:2], len(versions)) == (["", "2.0.0"], 201)
 
 
 @pytest.mark.parametrize(("query", "wanted"), FOUND)
@@ -557,6 +568,21 @@ def test_form_takes_back_nothing_that_others_wrote_meanwhile(house: House) -> No
     assert refused.control("was_labels").get("value") == "hall"
 
 
+def test_channel_is_chosen_beside_the_pin_and_neither_changes_the_other(house: House) -> None:
+    house.publisher.do(HERE, do="pin", pin="1.9.0")
+    seen = house.publisher.do(HERE, do="pin", channel="beta")
+    assert (device_of(house.site).pin, device_of(house.site).channel) == ("1.9.0", "beta")
+    assert "beta" in seen.texts("span", **{"class": "badge"})
+    assert [each.get("value") for each in seen.control("channel") if "selected" in each.attrib] == [
+        "beta"
+    ]
+    house.publisher.do(HERE, do="pin", pin="", channel="")
+    assert (device_of(house.site).pin, device_of(house.site).channel) == ("", "")
+    assert [what.partition(" ")[2] for _, _, what in audit_of(house.site)] == [
+        '{"pin": "1.9.0"}', '{"channel": "beta"}', '{"pin": "", "channel": ""}'
+    ]  # fmt: skip
+
+
 def test_label_with_a_comma_stays_while_nobody_changes_labels(house: House) -> None:
     stock_of(house.site)._registry.annotate(MAC, labels=["a, b"])
     house.publisher.do(HERE, do="note", notes="x", labels="a, b")
@@ -567,6 +593,7 @@ FLAWED: list[tuple[dict[str, Any], str]] = [
     ({"do": "note", "notes": "x" * 5000}, "notes have at most"),
     ({"do": "note", "labels": ",".join(f"{each}" for each in range(40))}, "labels: at most"),
     ({"do": "pin", "pin": "latest"}, "latest"),
+    ({"do": "pin", "channel": "nightly"}, "there is no channel"),
     ({"do": "forget"}, "sure"),
     ({"do": "fly"}, "does not say what to do"),
     ({}, "does not say what to do"),
@@ -935,6 +962,15 @@ def test_decisions_are_shown_as_they_happen(house: House) -> None:
     assert "is not newer than 1.10.0" in decided(seen)[0][3]
     live = [each for each in seen.tree.iter("section") if each.get("data-live")]
     assert [each.get("id") for each in live] == ["decisions"]
+
+
+def test_long_entry_of_the_audit_is_cut_and_all_of_it_on_demand(house: House) -> None:
+    for what in ("x" * 200, "y" * 201):
+        Ledger(stock_of(house.site)._registry).audit("ada", "forget device", what, NOW)
+    seen = house.admin.get("/admin/activity")
+    check_page(seen)
+    texts = seen.texts("td", **{"data-label": "What"})
+    assert texts[:2] == [f"{'y' * 200}...All of it{'y' * 201}", "x" * 200]
 
 
 def test_decisions_and_audit_are_filtered_by_a_mac_in_any_form(house: House) -> None:

@@ -8,9 +8,11 @@ import re
 import shutil
 import sqlite3
 import tempfile
+import threading
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
@@ -394,7 +396,7 @@ def test_page_is_shown_to_who_may_see_it(house: House, path: str, who: str, role
 
 
 def test_page_that_is_not_there_says_so_to_who_is_signed_in(house: House) -> None:
-    for path in ("/admin/nothing", "/admin/", "/admin/sign-in/x", "/admin/%FF", "/admin/%3Cb%3E"):
+    for path in ("/admin/nothing", "/admin/sign-in/x", "/admin/%FF", "/admin/%3Cb%3E"):
         seen = house.viewer.get(path)
         check_page(seen)
         assert (seen.status, seen.alert) == (404, "there is no such page")
@@ -1024,12 +1026,62 @@ def test_overview_of_nothing_says_how_to_begin(
             assert ("Upload a firmware" in seen.texts("a")) == (browser is house.publisher)
 
 
+@pytest.mark.parametrize(
+    ("path", "there"),
+    [
+        ("/admin/", "/admin"),
+        ("/admin//", "/admin"),
+        ("/admin/devices/?q=a%20b", "/admin/devices?q=a%20b"),
+        (f"/admin/devices/{MAC}/", url("/admin/devices", MAC)),
+        ("/admin/projects/firmware/", "/admin/projects/firmware"),
+        ("/admin/no%3Csuch/", "/admin/no%3Csuch"),
+        ("/admin/sign-in/", "/admin/sign-in"),
+    ],
+)
+def test_path_with_a_slash_behind_it_leads_to_the_page(path: str, there: str, house: House) -> None:
+    seen = house.viewer.get(path)
+    assert (seen.status, seen.field("Location")) == (303, there)
+
+
+def test_no_more_than_two_pages_are_made_at_once(house: House) -> None:
+    barrier = threading.Barrier(3)
+
+    def show(_call: object) -> Reply:
+        try:
+            barrier.wait(0.5)
+        except threading.BrokenBarrierError:
+            return Reply(204, ())
+        return Reply(200, ())
+
+    with closing(Registry(Path(house.site.config.state) / "fleet.db")) as registry:
+        pages = Pages([Page("/admin/slow", "", show)], Accounts(Ledger(registry), secure=False))
+        asked = parse_head(request("/admin/slow"), "192.0.2.1")
+        with ThreadPoolExecutor(4) as pool:
+            replies = list(pool.map(lambda _: pages.answer(house.site, asked), range(4)))
+    assert [each.status for each in replies] == [204] * 4
+
+
 def test_project_whose_releases_are_all_withdrawn_says_so(house: House) -> None:
     stock = house.site.catalog
     for release in stock.releases("firmware"):
         stock.withdraw("firmware", release.version, "bad", "test", 1)  # type: ignore[attr-defined]
     seen = house.viewer.get("/admin")
     assert "every release is withdrawn, or a pre-release" in seen.texts("p")
+
+
+def test_overview_shows_the_projects_with_the_most_devices(house: House) -> None:
+    with closing(Registry(Path(house.site.config.state) / "fleet.db")) as registry:
+        for number in range(40):
+            for each in range(1 + number // 39):
+                sighting(registry, f"{number:08X}{each:04X}", f"project{number:02}", "1.0.0")
+        registry.flush()
+    seen = house.viewer.get("/admin")
+    check_page(seen)
+    titles = [each for each in seen.texts("h2") if each.startswith("project")]
+    assert (titles[0], titles[1], len(titles) <= home_pages.MAX_CARDS) == (
+        "project39", "project00", True
+    )  # fmt: skip
+    assert any(re.fullmatch("All 4. projects", each) for each in seen.texts("a"))
 
 
 def test_overview_of_a_large_fleet_is_quick(

@@ -984,6 +984,7 @@ ROWS: dict[int, list[tuple[str, tuple[object, ...]]]] = {
         ("INSERT INTO draft VALUES (1, ?, 'a.bin', 'ada', ?)", (SHA256, NOW)),
         ("UPDATE project SET partition_size = 1310720, admit = 'open'", ()),
     ],
+    9: [("UPDATE device SET channel = 'beta'", ())],
 }
 
 
@@ -1005,6 +1006,7 @@ def test_registry_of_every_earlier_release_is_brought_up_to_date(version: int, p
             device = registry.device(MAC)
             assert device is not None
             assert (device.downloads, device.labels, device.admitted) == (3, ("a",), True)
+            assert device.channel == registry.channel(MAC) == "beta" * (version >= 9)
             assert [app.device_id for app in registry.apps()] == ["Pump"][: version >= 2]
             assert [token.id for token in Ledger(registry).tokens()] == [7][: version >= 3]
             assert len(Ledger(registry).audit_log()) == (version >= 4)

@@ -24,10 +24,11 @@ from ota_fleet.image import describe
 from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Registry, Sighting
 from ota_fleet.rows import CHIPS, Project, Stocked, StoredRelease, Token, check_name
-from ota_fleet.rules import fits_partition, not_again, towards_target, withdrawn
+from ota_fleet.rules import fit_for, fits_partition, not_again, towards_target, withdrawn
 from ota_fleet.stock import Stock
 from ota_server import (
     SAFETY,
+    UNVERSIONED,
     DirectoryCatalog,
     Facts,
     Objection,
@@ -947,6 +948,41 @@ def test_pre_release_goes_to_who_is_pinned_to_it_and_to_nobody_else(folder: Path
         assert (device.update(), device.version) == ("HTTP_UPDATE_OK", "2.0.0-rc.1")
         assert device.update() == "HTTP_UPDATE_NO_UPDATES"
         assert other.update() == "HTTP_UPDATE_NO_UPDATES"
+
+
+@pytest.mark.parametrize(
+    ("pin", "channel", "offered", "wanted"),
+    [
+        ("", "", "2.0.0-rc.1", ("by-name-only", False)),
+        ("", "beta", "2.0.0-rc.1", ("", False)),
+        ("", "beta", "2.0.0", ("", False)),
+        ("", "beta", str(UNVERSIONED), ("by-name-only", False)),
+        ("2.0.0-rc.1", "", "2.0.0-rc.1", ("", False)),
+        ("2.0.0-rc.2", "", "2.0.0-rc.1", ("by-name-only", False)),
+    ],
+)
+def test_pre_release_fits_the_beta_channel_and_its_pin(
+    pin: str, channel: str, offered: str, wanted: tuple[str, bool]
+) -> None:
+    rule = fit_for({MAC: pin}.__getitem__, {MAC: channel}.__getitem__)
+    assert code(rule(report("1.0.0", MAC), release(offered))) == wanted
+
+
+def test_device_on_the_beta_channel_gets_pre_releases_and_what_follows_them(folder: Path) -> None:
+    with publishing(folder) as site, standing(site) as stand:
+        for version in ("1.1.0", "2.0.0-rc.1"):
+            publish(site, f"/projects/lamp/releases/{version}", image(version))
+        start = functools.partial(Esp8266, host="127.0.0.1", port=stand.port, path="/lamp")
+        stable = start(image=image("1.0.0"), mac="5C:CF:7F:00:00:02")
+        device = start(image=image("1.0.0"))
+        assert (device.update(), device.version) == ("HTTP_UPDATE_OK", "1.1.0")
+        wait_until(lambda: stock_of(site)._registry.annotate(device.mac, channel="beta"))
+        assert (device.update(), device.version) == ("HTTP_UPDATE_OK", "2.0.0-rc.1")
+        assert (stable.update(), stable.version) == ("HTTP_UPDATE_OK", "1.1.0")
+        assert stable.update() == "HTTP_UPDATE_NO_UPDATES"
+        publish(site, "/projects/lamp/releases/2.0.0", image("2.0.0"))
+        for each in (device, stable):
+            assert (each.update(), each.version) == ("HTTP_UPDATE_OK", "2.0.0")
 
 
 def test_pinned_device_goes_down_and_stays_there(folder: Path) -> None:
