@@ -75,7 +75,7 @@ def extend(site: Site) -> Site:
         registry = Registry(path, max_devices=config.max_devices)
     except RuntimeError as err:
         raise ValueError(str(err)) from err
-    store = Store(os.path.join(config.state, "files"), registry)
+    store = Store(os.path.join(config.state, "files"), registry, time.time())
     stock = Stock(site.catalog, registry, store)
     history = History(registry)
     ledger = Ledger(registry)

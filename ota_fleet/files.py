@@ -19,7 +19,6 @@ import secrets
 import shutil
 import sqlite3
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -83,9 +82,13 @@ class Store:
     may use the folder: whether a file is needed is found out where nobody else can write a row.
     """
 
-    def __init__(self, folder: str, registry: Registry) -> None:
-        """Makes the folder, and removes what a crash left in it. OSError: it is not to be used."""
+    def __init__(self, folder: str, registry: Registry, now: float) -> None:
+        """Makes the folder, and removes what a crash left in it; `now` is UTC seconds.
+
+        OSError: it is not to be used.
+        """
         self._folder = folder
+        self._started = now
         self._registry = registry
         os.makedirs(folder, mode=0o700, exist_ok=True)
         _sync(os.path.dirname(os.path.abspath(folder)))
@@ -283,11 +286,11 @@ class Store:
             if end == _UNNAMED and digest in needed:
                 os.replace(path, self.path(digest))
             elif not end:
-                os.utime(path)
+                os.utime(path, (self._started, self._started))
                 os.replace(path, f"{path}.{_UNNAMED}")
                 days = f"it is removed after {UNNAMED_SECONDS // 86_400} days"
                 log.warning("nothing needs %s: %s, as .%s", printable(path), days, _UNNAMED)
-            elif end != _UNNAMED or os.stat(path).st_mtime < time.time() - UNNAMED_SECONDS:
+            elif end != _UNNAMED or os.stat(path).st_mtime < self._started - UNNAMED_SECONDS:
                 log.warning("%s is removed: nothing needs it", printable(path))
                 os.unlink(path)
 

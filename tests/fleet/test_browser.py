@@ -366,7 +366,8 @@ def test_device_is_admitted_and_pinned(home: Home, windows: Windows) -> None:
     press(page, "Admit to valve")
     said(page, "The device is admitted")
     page.get_by_label("Pin").select_option("1.1.0")
-    press(page, "Pin")
+    form = page.locator("form").filter(has=page.get_by_label("Pin"))
+    form.get_by_role("button", name="Save", exact=True).click()
     said(page, "It is saved")
     assert valve.update() == "HTTP_UPDATE_OK"
     assert valve.version == "1.1.0"

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from io import FileIO
@@ -66,7 +67,7 @@ class Bench:
         self.folder = DirectoryCatalog(str(folder))
         self.folder.scan()
         self.registry = Registry(state / "fleet.db")
-        self.store = Store(str(state / "files"), self.registry)
+        self.store = Store(str(state / "files"), self.registry, time.time())
         self.stock = Stock(self.folder, self.registry, self.store)
 
     def close(self) -> None:

@@ -852,7 +852,7 @@ def holds(store: Store, path: str, data: bytes) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs O_TMPFILE")
 def test_upload_is_named_and_not_copied(tmp_path: Path, registry: Registry) -> None:
-    store = Store(str(tmp_path / "files"), registry)
+    store = Store(str(tmp_path / "files"), registry, time.time())
     with unnamed_file(str(tmp_path)) as body:
         body.write(NEW)
         body.seek(0)
@@ -862,7 +862,7 @@ def test_upload_is_named_and_not_copied(tmp_path: Path, registry: Registry) -> N
 
 
 def test_upload_that_cannot_be_named_is_copied(tmp_path: Path, registry: Registry) -> None:
-    store = Store(str(tmp_path / "files"), registry)
+    store = Store(str(tmp_path / "files"), registry, time.time())
     with tempfile.TemporaryFile(dir=tmp_path) as body:  # with O_EXCL, so it can never be linked
         body.write(NEW)
         body.seek(0)
