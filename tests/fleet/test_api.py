@@ -34,6 +34,7 @@ from ota_server import Image, Refused, Reply, Site, answer, parse_head, shown
 from tests.conftest import put, site_of, wait_until
 from tests.core.wire import Stand, request, standing
 from tests.data.make_images import esp32_image, esp8266_image
+from tests.test_house import ROOT
 
 EMAIL, PASSWORD = "ada@example.org", "correct horse"
 NOW = 1_700_000_000  # UTC seconds
@@ -625,6 +626,15 @@ MAY = {  # the least role; "": everybody
     "DELETE /projects/{project}/releases/{version}": "admin",
     "GET /audit": "admin", "GET /audit/verified": "admin", "GET /audit.jsonl": "admin",
 }  # fmt: skip
+
+
+def test_every_operation_stands_in_the_protocols() -> None:
+    text = (ROOT / "docs" / "protocols.md").read_text()
+    table = text.partition("## The API")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| `([A-Z]+ /.*?)` \| (\w+) \|", table, re.MULTILINE)
+    assert dict(found) == {operation: role or "everybody" for operation, role in MAY.items()}
+
+
 RANKS = {"": -1, "device": -1, "viewer": 0, "publisher": 1, "admin": 2}
 
 
