@@ -258,7 +258,9 @@ class Accounts:
         actor = self.actor(request)
         if actor is None:
             given = "authorization" in request.headers or self._cookie(request)
-            reason = "the token or session is not known, or over" if given else "a credential is needed"
+            reason = (
+                "the token or session is not known, or over" if given else "a credential is needed"
+            )
             raise Refused(401, f"{reason}: a token as Bearer, or sign in", BEARER)
         self._stop_forgery(request, actor)
         allow(actor, role, project)
