@@ -630,6 +630,7 @@ class DirectoryCatalog:
         self._facts: dict[Identity, Facts | str] = {}  # str: why it is not offered
         self._known: dict[tuple[str, str], Release] = {}  # by folder and listed path
         self._shelves: dict[str, _Shelf] = {}
+        self._newest: tuple[object, Mapping[str, Version]] = None, {}
         self._outage = ""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="catalog", daemon=True)
@@ -645,9 +646,12 @@ class DirectoryCatalog:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def newest(self) -> dict[str, Version]:
-        """See Catalog."""
-        return {name: self._shelves[name].listed[0].version for name in sorted(self._shelves)}
+    def newest(self) -> Mapping[str, Version]:
+        """See Catalog; made once after each look at the folder."""
+        shelves = self._shelves
+        if self._newest[0] is not shelves:
+            self._newest = shelves, {n: shelves[n].listed[0].version for n in sorted(shelves)}
+        return self._newest[1]
 
     def projects(self) -> Sequence[str]:
         """See Catalog."""

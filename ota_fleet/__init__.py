@@ -133,7 +133,8 @@ def opened(site: Site, accounts: Accounts) -> Iterator[Callable[[Request], None]
     own = PATHS, BELOW, pages.BELOW
     for guard in site.guards:
         if isinstance(guard, Access):
-            yield functools.partial(elsewhere, own, Opening(accounts, site.catalog, guard))
+            access = replace(guard, catalog=site.catalog)  # reads a path as the endpoints do
+            yield functools.partial(elsewhere, own, Opening(accounts, site.catalog, access))
         else:
             yield guard
 
@@ -179,13 +180,9 @@ def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
         same_image: not_again(registry.pin),
         fit_unasked: fit_for(registry.pin, registry.channel),
     }
-    guards = (
-        replace(each, catalog=stock) if isinstance(each, Access) else each for each in site.guards
-    )
     return replace(
         site,
         catalog=stock,
-        guards=tuple(guards),  # they must read a path as the endpoints do
         rules=(
             *(others.get(rule, rule) for rule in site.rules),
             withdrawn(stock.is_withdrawn),
@@ -200,7 +197,7 @@ def is_admitted(
     stock: Stock, registry: Registry, usual: str, project: str, device: str | None
 ) -> bool:
     """Whether a device may have images of a project; `usual` is --admit."""
-    if (stock.admit(project) or usual.lower()) == "open":
+    if stock.is_open(project, usual):
         return True
     # S3's contract: nothing for who does not say who it is
     return device is not None and normal_id(device) in registry.admitted(project)

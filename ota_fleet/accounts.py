@@ -389,16 +389,11 @@ class Accounts:
 
     def _cookie(self, request: Request) -> str:
         """The secret of a session that the browser has; by TLS, none that a plain page left."""
-        name = cookie_name(secure=self._is_secure(request))
-        pairs = (
-            each.strip().partition("=") for each in request.headers.get("cookie", "").split(";")
-        )
-        return next((value for key, _, value in pairs if key == name), "")
+        return cookie_of(request, cookie_name(secure=self._is_secure(request)))
 
     def _set_cookie(self, request: Request, secret: str, seconds: int) -> str:
         secure = self._is_secure(request)
-        words = (f"{cookie_name(secure=secure)}={secret}", "Path=/", f"Max-Age={seconds}")
-        return "; ".join((*words, "HttpOnly", "SameSite=Strict", *("Secure",) * secure))
+        return cookie_text(cookie_name(secure=secure), secret, seconds, secure=secure)
 
     def _count(self, email: str, address: str) -> None:
         """Counts a try before it is known to be wrong, as many may come at once. Refused: 429."""
@@ -487,6 +482,18 @@ def _no_account(account: int) -> Refused:
 def cookie_name(*, secure: bool) -> str:
     """With __Host- no other server of the domain, and no plain page, can set it: RFC 6265bis."""
     return "__Host-ota" if secure else "ota"
+
+
+def cookie_of(request: Request, name: str) -> str:
+    """What a browser keeps under a name; "": nothing."""
+    pairs = (each.strip().partition("=") for each in request.headers.get("cookie", "").split(";"))
+    return next((value for key, _, value in pairs if key == name), "")
+
+
+def cookie_text(name: str, value: str, seconds: int, *, secure: bool) -> str:
+    """Set-Cookie of what no script reads and no other site's page makes a browser send."""
+    words = f"{name}={value}", "Path=/", f"Max-Age={seconds}", "HttpOnly", "SameSite=Strict"
+    return "; ".join((*words, *("Secure",) * secure))
 
 
 # -- 5. Images -------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from ota_fleet.html import (
     when,
 )
 from ota_fleet.ledger import Ledger
-from ota_fleet.pages import Call, Page, See, may
+from ota_fleet.pages import Call, Page, See, act_of, may
 from ota_fleet.rows import normal_id
 from ota_fleet.stock import Stock
 from ota_server import Refused, shown
@@ -84,7 +84,7 @@ class AdmissionPages:
 
     def _policy(self, call: Call, project: str) -> Html:
         """Whether admissions count."""
-        if (self.stock.admit(project) or call.site.config.admit).lower() == "open":
+        if self.stock.is_open(project, call.site.config.admit):
             words = " is open: every device gets its images, admitted or not."
             return note(tag("b", project), words)
         return note("Only these devices get images of ", tag("b", project), ".")
@@ -145,14 +145,10 @@ class AdmissionPages:
 
     def act(self, call: Call) -> See | Sheet:
         """POST admissions: a list is looked at, then taken; or devices are expelled."""
-        do = call.given("do")
-        if do == "look":
-            return self._look(call)
-        if do == "admit":
-            return self._admit(call)
-        if do == "expel":
-            return self._expel(call)
-        raise Refused(422, "the form does not say what to do")
+        acts: Mapping[str, Callable[[Call], See | Sheet]] = {
+            "look": self._look, "admit": self._admit, "expel": self._expel,
+        }  # fmt: skip
+        return act_of(acts, call)(call)
 
     def _look(self, call: Call) -> Sheet:
         """What a list would do. Refused: 413, 422."""

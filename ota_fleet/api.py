@@ -23,6 +23,7 @@ from ota_fleet.accounts import Accounts, Actor, allow
 from ota_fleet.files import room
 from ota_fleet.forms import is_form
 from ota_fleet.openapi import BASE, JSON, LINES, MAX_JSON, PROBLEM, Operation, read_body, read_query
+from ota_fleet.rows import parsed
 from ota_fleet.upload import FORM
 from ota_server import (
     RETRY_SECONDS,
@@ -33,7 +34,6 @@ from ota_server import (
     Request,
     Route,
     Site,
-    Version,
     attachment,
     body_reply,
     identity_of,
@@ -229,10 +229,7 @@ def without(secret: str) -> Callable[[Any], dict[str, Any]]:
 
 def normal(version: str) -> str:
     """A version as it is stored; what is none, as it is."""
-    try:
-        return str(Version.parse(version))
-    except ValueError:
-        return version
+    return str(parsed(version) or version)
 
 
 # -- Pages of lists --------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ from ota_fleet.html import (
 )
 from ota_fleet.ledger import Ledger
 from ota_fleet.outlook import Outlook, outlook_of, outlooks, verdict
-from ota_fleet.pages import Call, Page, See, may
+from ota_fleet.pages import Call, Page, See, act_of, may, typed
 from ota_fleet.registry import MAX_PAGE, Device, Search
 from ota_fleet.rows import CHANNELS, MAX_LONG, MAX_TEXT
 from ota_fleet.stock import Stock
@@ -185,16 +185,16 @@ class DevicePages:
 
     def _is_closed(self, site: Site, project: str) -> bool:
         """Whether one must be admitted to a project."""
-        return (self.stock.admit(project) or site.config.admit).lower() != "open"
+        return not self.stock.is_open(project, site.config.admit)
 
     def change_devices(self, call: Call) -> See | Sheet:
         """POST devices: something with all those that are ticked."""
         do, chosen = call.given("do"), list(dict.fromkeys(call.all_given("device")))
         if one := call.given("admit"):
             do, chosen = "admit", [one]
+        else:
+            act_of(DONE, call)
         found = [each for each in map(self.ledger.registry.device, chosen) if each]
-        if do not in DONE:
-            raise Refused(422, "the form does not say what to do")
         if not found:
             raise Refused(422, "tick the devices that are meant")
         here = url(DEVICES, **asked(call), cursor=call.asked("cursor"))
@@ -352,9 +352,7 @@ class DevicePages:
                 raise Refused(422, "tick the box to say that you are sure")
             self._forget(call, [device])
             return See(DEVICES, f"{device.id} is forgotten.")
-        if do not in {"note", "pin"}:
-            raise Refused(422, "the form does not say what to do")
-        change = _pinned(call, device) if do == "pin" else _noted(call, device)
+        change = act_of({"note": _noted, "pin": _pinned}, call)(call, device)
         with self._recording(call, "annotate device") as what:
             if change and self.ledger.registry.annotate(device.id, **change):
                 what.append(told(device, change))
@@ -485,9 +483,9 @@ def _noted(call: Call, device: Device) -> _Change:
     A label with a comma in it, from the API, stays if no label changes.
     """
     was_line = call.given("was_labels", label_line(device))
-    was = call.given("was_notes", device.notes).replace("\r\n", "\n")
+    was = typed(call.given("was_notes", device.notes))
     line = call.given("labels", was_line)
-    notes = call.given("notes", was).replace("\r\n", "\n")
+    notes = typed(call.given("notes", was))
     change = _Change()
     if notes != was:
         change["notes"] = notes

@@ -82,7 +82,7 @@ class HomePages:
     def _waiting(self, site: Site, names: Sequence[str]) -> Html | None:
         """How many devices are not admitted where they must be; None: they must nowhere."""
         usual = site.config.admit
-        closed = [each for each in names if (self.stock.admit(each) or usual).lower() != "open"]
+        closed = [each for each in names if not self.stock.is_open(each, usual)]
         if not closed:
             return None
         of = closed if len(closed) < len(names) else [""]

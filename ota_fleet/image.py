@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from io import FileIO
 from itertools import chain
 
+from ota_fleet.rows import parsed
 from ota_server import (
     CHUNK,
     ESP32_CHIPS,
@@ -143,7 +144,7 @@ def describe(file: FileIO, name: str = "") -> Description:
         about = _with_manifest(about, file)
     project, version = _named(name)
     about = replace(about, named_project=project, named_version=version)
-    return replace(about, version=_version(about.version_text))
+    return replace(about, version=parsed(about.version_text))
 
 
 def described(path: str, name: str) -> Description:
@@ -155,14 +156,6 @@ def described(path: str, name: str) -> Description:
 def _described(path: str, name: str, _identity: Identity) -> Description:
     with FileIO(path) as file:
         return describe(file, name)
-
-
-def _version(text: str) -> Version | None:
-    """The version that a text names; None: it names none."""
-    try:
-        return Version.parse(text)
-    except ValueError:
-        return None
 
 
 def _named(name: str) -> tuple[str, Version | None]:
@@ -375,13 +368,13 @@ def _with_marks(about: Description, look: _Look, file: FileIO) -> Description:
     """The description with S3's markers, which beat the descriptor; two that differ say nothing."""
     marks = look.marks | {(name, "") for name in look.names if look.loose}
     names = {name for name, _ in marks}
-    texts = {text for _, text in marks if _version(text)}
+    texts = {text for _, text in marks if parsed(text)}
     if len(names) != 1:
         return about
     about = replace(about, project=names.pop())
     if len(texts) == 1:
         return replace(about, version_text=texts.pop())
-    if texts or _version(about.version_text):
+    if texts or parsed(about.version_text):
         return about
     return replace(about, version_text=_lone_version(about, file) or about.version_text)
 

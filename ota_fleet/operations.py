@@ -412,10 +412,7 @@ class Operations:
     def release(self, call: Call) -> dict[str, Any]:
         """GET projects/{project}/releases/{version}."""
         project, version = self._version(call)
-        found = [each for each in self.stock.images(project) if each.release.version == version]
-        if not found:
-            raise Refused(404, f"there is no {version} of {shown(project)}")
-        found.sort(key=lambda each: each.cursor)
+        found = sorted(self.stock.of_version(project, version), key=lambda each: each.cursor)
         images = [each.as_json() for each in found]
         return {"project": project, "version": str(version), "images": images}
 

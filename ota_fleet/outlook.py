@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ota_fleet.history import Decision, Visit
 from ota_fleet.html import Html, badge
-from ota_fleet.rows import Device
+from ota_fleet.rows import Device, parsed
 from ota_server import (
     Objection,
     Outcome,
@@ -18,7 +18,6 @@ from ota_server import (
     Release,
     Report,
     Site,
-    Version,
     choose,
     judge,
     printable,
@@ -49,13 +48,9 @@ def verdict(decided: Visit | Decision) -> Html:
 
 def report_of(device: Device) -> Report:
     """What a device would say if it asked now for a sketch, as far as that is known."""
-    try:
-        version = Version.parse(device.version) if device.version else None
-    except ValueError:
-        version = None
     digest = {len(device.image): device.image}
     return Report(
-        device.project, device.address, version, device.id, device.chip or None,
+        device.project, device.address, parsed(device.version), device.id, device.chip or None,
         free_space=device.free_space, sketch_md5=digest.get(32), sketch_sha256=digest.get(64),
         sdk=device.sdk or None,
     )  # fmt: skip

@@ -15,11 +15,23 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from urllib.parse import parse_qs, quote, unquote
 
-from ota_fleet.accounts import BEARER, SAFE, Accounts, Actor, allow, cookie_name, is_forged, same
-from ota_fleet.api import is_text, pattern_of, sentences
+from ota_fleet.accounts import (
+    BEARER,
+    SAFE,
+    Accounts,
+    Actor,
+    allow,
+    cookie_name,
+    cookie_of,
+    cookie_text,
+    is_forged,
+    same,
+)
+from ota_fleet.api import NOBODY, is_text, pattern_of, sentences
+from ota_fleet.api import Call as Asked
 from ota_fleet.files import room
 from ota_fleet.forms import Part, is_form, read_form, text_of
 from ota_fleet.html import STATIC, Frame, Sheet, a, framed, page, tag, url
@@ -39,7 +51,6 @@ MAX_FIELDS = 2_500  # a list of devices has a box for each
 MAX_SAID = 500  # characters that are told after something was done: a cookie holds 4 KB
 HOME, SIGN_IN = "/admin", "/admin/sign-in"
 BELOW = re.compile("(?s)/admin(?:/.*)?")
-NOBODY = Actor("", "")
 FOR_EVER = ("Cache-Control", "public, max-age=31536000, immutable")
 
 
@@ -283,6 +294,26 @@ def with_form(call: Call) -> Call:
     return call._replace(form=_fields(body.read().decode("ascii", "replace")))
 
 
+T = TypeVar("T")
+
+
+def act_of(acts: Mapping[str, T], call: Call) -> T:
+    """What the button that was pressed stands for. Refused: 422, nothing."""
+    if call.given("do") not in acts:
+        raise Refused(422, "the form does not say what to do")
+    return acts[call.given("do")]
+
+
+def typed(text: str) -> str:
+    """As it was typed: a form has line ends of its own."""
+    return text.replace("\r\n", "\n")
+
+
+def asked(call: Call, names: Mapping[str, str], body: Mapping[str, object] | None = None) -> Asked:
+    """The same as the API's operations are asked it."""
+    return Asked(call.site, call.request, call.actor, names, {}, body or {})
+
+
 def _csrf(call: Call) -> str:
     return call.given("csrf") or call.request.headers.get("x-csrf-token", "")
 
@@ -297,21 +328,22 @@ def _said_name(*, secure: bool) -> str:
 def _telling(text: str, *, secure: bool) -> str:
     """Set-Cookie of what the next page tells, once; "": it did."""
     age = 60 if text else 0  # seconds
-    words = (f"{_said_name(secure=secure)}={quote(text[:MAX_SAID], safe='', errors='replace')}",
-             "Path=/", f"Max-Age={age}", "HttpOnly", "SameSite=Strict")  # fmt: skip
-    return "; ".join((*words, *("Secure",) * secure))
+    value = quote(text[:MAX_SAID], safe="", errors="replace")
+    return cookie_text(_said_name(secure=secure), value, age, secure=secure)
 
 
 def _said(request: Request, *, secure: bool) -> str:
-    pairs = (each.strip().partition("=") for each in request.headers.get("cookie", "").split(";"))
-    name = _said_name(secure=secure)
-    return next((unquote(value)[:MAX_SAID] for key, _, value in pairs if key == name), "")
+    return unquote(cookie_of(request, _said_name(secure=secure)))[:MAX_SAID]
+
+
+def _target(path: str, query: str) -> str:
+    """A decoded path and a query as they stand in a URL."""
+    return quote(path, safe="/", errors="surrogateescape") + f"?{query}" * bool(query)
 
 
 def _without_slash(request: Request) -> Refused:
     """What sends a browser to the page that is meant."""
-    here = quote(request.path.rstrip("/"), safe="/", errors="surrogateescape")
-    there = here + f"?{request.query}" * bool(request.query)
+    there = _target(request.path.rstrip("/"), request.query)
     return Refused(303, "there is no slash behind a page", ("Location", there))
 
 
@@ -319,8 +351,7 @@ def _sign_in(request: Request) -> Refused:
     """What sends a browser to where one signs in, and back."""
     if request.method not in SAFE:
         return Refused(401, "the session is over: sign in, then do it again", BEARER)
-    here = quote(request.path, safe="/", errors="surrogateescape")
-    here += f"?{request.query}" * bool(request.query)
+    here = _target(request.path, request.query)
     there = url(SIGN_IN, next=here if here != HOME else "")
     return Refused(303, "sign in first", ("Location", there))
 

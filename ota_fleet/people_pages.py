@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ota_fleet.accounts import DEVICE, MAX_NAME, MIN_PASSWORD, ROLES, Accounts
-from ota_fleet.api import read_number
+from ota_fleet.api import NOBODY, read_number
 from ota_fleet.html import (
     SECURE,
     Html,
@@ -31,7 +31,7 @@ from ota_fleet.html import (
     url,
     when,
 )
-from ota_fleet.pages import NOBODY, SIGN_IN, Call, Page, See, own_path
+from ota_fleet.pages import SIGN_IN, Call, Page, See, own_path
 from ota_fleet.rows import Account, Token
 from ota_server import UNCACHED, Refused, Reply, base_url, text_reply
 

@@ -45,13 +45,11 @@ from ota_fleet.html import (
     when,
 )
 from ota_fleet.operations import Operations
-from ota_fleet.pages import Call, Page, See, may
+from ota_fleet.pages import Call, Page, See, act_of, asked, may
 from ota_fleet.projects import offered, rename
 from ota_fleet.release_pages import (
     PROJECT,
     PROJECTS,
-    act_of,
-    asked,
     badges,
     called,
     copied_lines,
@@ -111,16 +109,21 @@ class ProjectPages:
         project = self._stock.project(name) or Project(name)
         newest, _ = offered(self._stock, name)
         devices = sum(counts.values())
-        chips = sorted({each.release.facts.chip for each in self._images(name)})
+        releases = [each.release for each in self._images(name)]
+        chips = sorted({each.facts.chip for each in releases})
         return (
             a(name, url(PROJECTS, name)) if is_text(name) else name,
             a(newest, release_path(name, newest)) if newest else badge("none", "warn"),
-            len({each.release.version for each in self._images(name)}),
+            len({each.version for each in releases}),
             a(f"{devices:,}", url("/admin/devices", project=name)) if devices else 0,
             f"{100 * counts.get(newest, 0) // devices} %" if newest and devices else "",
             ", ".join(project.chips or chips),
-            _admits(call, project),
+            self._admits(call, name),
         )
+
+    def _admits(self, call: Call, project: str) -> Html:
+        is_open = self._stock.is_open(project, call.site.config.admit)
+        return badge("everybody") if is_open else badge("whitelist", "warn")
 
     def _images(self, project: str) -> list[Stocked]:
         try:
@@ -172,7 +175,7 @@ class ProjectPages:
             ("Also called", join(*(badge(each) for each in project.aliases), between=" ")),
             ("For", ", ".join(project.chips)),
             ("Room for a sketch", room * bool(project.partition_size)),
-            ("Admits", _admits(call, project)),
+            ("Admits", self._admits(call, project.name)),
         ]
         warning = note(why, kind="warn") if why else None
         return card("", warning, facts(row for row in rows if row[1]))
@@ -327,11 +330,6 @@ def _settings(call: Call, project: Project) -> Html:
         button("Save", "main", name="do", value="save"),
     )  # fmt: skip
     return card("Settings", body)
-
-
-def _admits(call: Call, project: Project) -> Html:
-    open_ = (project.admit or call.site.config.admit.lower()) == "open"
-    return badge("everybody") if open_ else badge("whitelist", "warn")
 
 
 def _cut(text: str) -> str:

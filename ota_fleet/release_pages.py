@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from ota_fleet import lines
 from ota_fleet.accounts import allow
-from ota_fleet.api import Call as Asked
 from ota_fleet.api import is_text
 from ota_fleet.html import (
     Html,
@@ -43,7 +41,7 @@ from ota_fleet.html import (
 )
 from ota_fleet.image import described
 from ota_fleet.operations import Operations
-from ota_fleet.pages import Call, Page, See, may
+from ota_fleet.pages import Call, Page, See, act_of, asked, may, typed
 from ota_fleet.projects import needing, offered
 from ota_fleet.rows import MAX_LONG, Project, Stocked
 from ota_fleet.stock import Stock
@@ -98,9 +96,7 @@ class ReleasePages:
             version = Version.parse(call.names["version"])
         except ValueError as err:
             raise Refused(404, str(err)) from err
-        found = [each for each in self._stock.images(project) if each.release.version == version]
-        if not found:
-            raise Refused(404, f"there is no {version} of {shown(project)}")
+        found = self._stock.of_version(project, version)
         return project, version, sorted(found, key=Stocked.place)
 
     def _notes(self, call: Call, images: Sequence[Stocked], here: str) -> Html | None:
@@ -269,26 +265,3 @@ def project_of(stock: Stock, call: Call) -> Project:
     if found is None:
         raise Refused(404, f"there is no project {shown(call.names['project'])}")
     return found
-
-
-# -- What forms say --------------------------------------------------------------------------------
-
-
-def asked(call: Call, names: Mapping[str, str], body: Mapping[str, object] | None = None) -> Asked:
-    """The same as the API's operations are asked it."""
-    return Asked(call.site, call.request, call.actor, names, {}, body or {})
-
-
-T = TypeVar("T")
-
-
-def act_of(acts: Mapping[str, T], call: Call) -> T:
-    """What the button that was pressed stands for. Refused: 422, nothing."""
-    if call.given("do") not in acts:
-        raise Refused(422, "the form does not say what to do")
-    return acts[call.given("do")]
-
-
-def typed(text: str) -> str:
-    """As it was typed: a form has line ends of its own."""
-    return text.replace("\r\n", "\n")

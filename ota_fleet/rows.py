@@ -6,7 +6,6 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from operator import itemgetter
@@ -383,15 +382,6 @@ def tables_of(projects: Rows, aliases: Rows, releases: Rows, withdrawn: Rows) ->
     }
     reasons = {(project, digest): reason for project, digest, reason in withdrawn}
     return Tables(made, owners, found, reasons)
-
-
-def read_versions(texts: Iterable[str]) -> set[Version]:
-    """Those that are some: what a device says need not be one."""
-    found = set()
-    for text in texts:
-        with suppress(ValueError):
-            found.add(Version.parse(text))
-    return found
 
 
 def outdated(

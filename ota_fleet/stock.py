@@ -37,21 +37,12 @@ from ota_fleet.rows import (
     clean,
     merged,
     outdated,
+    parsed,
     rank,
-    read_versions,
     tables_of,
 )
 from ota_fleet.schema import transaction
-from ota_server import (
-    Catalog,
-    Facts,
-    Image,
-    Refused,
-    Release,
-    Version,
-    printable,
-    shown,
-)
+from ota_server import Catalog, Facts, Image, Refused, Release, Version, printable, shown
 
 LOOK_SECONDS = 60.0  # between two looks at what is stored, unless there is a reason
 AGAIN_SECONDS = 1.0  # the same while something cannot be read
@@ -182,6 +173,10 @@ class Stock:
     def admit(self, project: str) -> str:
         """Who gets images of a project, by its own name: see Project."""
         return self._tables.projects.get(project, UNKNOWN).admit
+
+    def is_open(self, project: str, usual: str) -> bool:
+        """Whether a project's images are for every device; `usual` is what --admit says."""
+        return (self.admit(project) or usual.lower()) == "open"
 
     def _refusal(self, project: str, pile: Pile, refused: Refused) -> Refused:
         """Why there is nothing to offer, where the folder has nothing either."""
@@ -353,17 +348,19 @@ class Stock:
     def withdraw(self, project: str, version: Version, reason: str, who: str, at: int) -> None:
         """Takes a version back, all of its images. Refused: 404, there is none."""
         project = self.resolve(project)
-        digests = self._digests(project, version)
-        rows = [(project, digest, at, clean(who), clean(reason, MAX_LONG)) for digest in digests]
+        words = at, clean(who), clean(reason, MAX_LONG)
+        found = self.of_version(project, version)
+        rows = [(project, each.release.facts.sha256, *words) for each in found]
         with self._registry.writing() as connection:
             connection.executemany(_WITHDRAW, rows)
 
     def restore(self, project: str, version: Version) -> None:
         """Offers again what was withdrawn; Refused: 404, there is no such version."""
         project = self.resolve(project)
-        digests = self._digests(project, version)
+        found = self.of_version(project, version)
         with self._registry.writing() as connection:
-            connection.executemany(_RESTORE, [(project, digest) for digest in digests])
+            rows = [(project, each.release.facts.sha256) for each in found]
+            connection.executemany(_RESTORE, rows)
 
     def note(self, project: str, version: Version, text: str) -> None:
         """Sets the notes of a version. Refused: 404 none; 409 not uploaded; 422 too long."""
@@ -417,7 +414,7 @@ class Stock:
         names = (project, *(name for name, of in self._tables.aliases.items() if of == project))
         devices = [row for name in names for row in self._registry.rows(_RUNNING, name)]
         digests = {new, *(image for _, image, _ in devices)}
-        versions = read_versions({text for version, _, pin in devices for text in (version, pin)})
+        versions = {parsed(text) for version, _, pin in devices for text in (version, pin)}
 
         def is_needed(row: StoredRelease) -> bool:
             """By its version, or by any digest that a device may report of it."""
@@ -453,18 +450,17 @@ class Stock:
         """The rows of a version, at least one. Refused: 404 none; 409 it is in the folder."""
         rows = self._rows(project, version)
         if not rows:
-            self._digests(project, version)
+            self.of_version(project, version)
             reason = f"{version} of {shown(project)} lies in the firmware folder: change it there"
             raise Refused(409, reason)
         return rows
 
-    def _digests(self, project: str, version: Version) -> list[str]:
-        """The SHA-256 of all images of a version. Refused: 404, there are none."""
-        found = (each.release for each in self.images(project))
-        digests = [release.facts.sha256 for release in found if release.version == version]
-        if not digests:
+    def of_version(self, project: str, version: Version) -> list[Stocked]:
+        """All images of a version, in no order. Refused: 404, there are none."""
+        found = [each for each in self.images(project) if each.release.version == version]
+        if not found:
             raise Refused(404, f"there is no {version} of {shown(project)}")
-        return digests
+        return found
 
     # -- Projects ----------------------------------------------------------------------------------
 

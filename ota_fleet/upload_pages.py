@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import FileIO
 
-from ota_fleet.api import Call as Asked
 from ota_fleet.api import read_number
 from ota_fleet.html import (
     Html,
@@ -40,7 +39,7 @@ from ota_fleet.html import (
 )
 from ota_fleet.image import Description
 from ota_fleet.operations import Operations
-from ota_fleet.pages import Call, Page, See
+from ota_fleet.pages import Call, Page, See, act_of, asked, typed
 from ota_fleet.rows import MAX_LONG, Draft, check_name
 from ota_fleet.upload import Advised, Look, Upload
 from ota_server import UNKNOWN_CHIP, Refused
@@ -154,15 +153,9 @@ class UploadPages:
         """POST upload: files, or what is to become of a draft."""
         if call.files or not call.given("do"):
             return self._look(call)
-        draft, do = read_number(call.given("draft")), call.given("do")
-        if do == "discard":
-            self.operations.uploads.discard(draft)
-            return See(UPLOAD, "The file is discarded.")
-        if do == "make":
-            return self._make(call, draft)
-        if do != "publish":
-            raise Refused(422, "the form does not say what to do")
-        return self._publish(call, draft)
+        draft = read_number(call.given("draft"))
+        acts = {"discard": self._discard, "make": self._make, "publish": self._publish}
+        return act_of(acts, call)(call, draft)
 
     def _look(self, call: Call) -> See:
         chosen = [each for each in call.files if each.filename or each.size]
@@ -174,10 +167,13 @@ class UploadPages:
             looks = [uploads.look_into(file, each, call.actor.name) for each in chosen]
         return See(url(UPLOAD, draft=looks[-1].draft.id), "Nothing is published yet: look at it.")
 
+    def _discard(self, _call: Call, draft: int) -> See:
+        self.operations.uploads.discard(draft)
+        return See(UPLOAD, "The file is discarded.")
+
     def _make(self, call: Call, draft: int) -> See:
         name = call.given("make")
-        names = {"project": name}
-        self.operations.put_project(Asked(call.site, call.request, call.actor, names, {}, {}))
+        self.operations.put_project(asked(call, {"project": name}))
         return See(url(UPLOAD, draft=draft), f"The project {name} is made.")
 
     def _publish(self, call: Call, draft: int) -> See:
@@ -240,6 +236,6 @@ def _upload(call: Call) -> Upload:
     return Upload(
         project=call.given("project"),
         version=call.given("version").strip(),
-        notes=call.given("notes").replace("\r\n", "\n"),
+        notes=typed(call.given("notes")),
         replace=bool(call.given("replace")),
     )
