@@ -121,6 +121,10 @@ class Refused(Exception):
         self.status, self.reason, self.headers = status, reason, headers  # to go with the reply
 
 
+class Deferred(Exception):
+    """What was asked has to wait for something: a thread answers it, not the loop."""
+
+
 def shown(text: str) -> str:
     """Foreign text made safe for a sentence: quoted, cut."""
     return ascii(text[:64])
@@ -869,6 +873,12 @@ class Report(NamedTuple):
     sketch_sha256: str | None = None  # the digest appended to it, lower-case hex; ESP32 only
     flash_mode: int | None = None  # as in Facts; see recognised()
     sdk: str | None = None  # as sent
+    asks: str = "image"  # or "rest": what is behind its beginning; "answer": no byte of it
+
+    def is_accountable(self) -> bool:
+        """Whether its next check-in will tell if it runs what it now gets."""
+        says = self.version or self.sketch_md5 or self.sketch_sha256
+        return self.device is not None and says is not None and self.asks != "answer"
 
 
 def parameter(query: str, name: str) -> str:
@@ -1394,6 +1404,8 @@ class Config:
     max_image: int = 16  # MB of an upload at most
     keep: int = 0  # uploaded versions of a project that stay, beside those that run; 0: all
     max_devices: int = 10_000  # that are remembered, but for those which a person knows
+    public_url: str = ""  # what devices and people call the server; "": as far as it knows
+    mqtt: str = field(default="", repr=False)  # URL of a broker; "": none
     backup: str = ""  # copy what is remembered there, and serve nothing
     admin_email: str = ""  # of the first account, which is made if there is none
     admin_password: str = field(default="", repr=False)
@@ -1411,6 +1423,28 @@ class Event(NamedTuple):
 
     report: Report
     outcome: Outcome
+
+
+class Transfer(NamedTuple):
+    """An image that begins to leave, or of which no more will."""
+
+    recipient: str  # as of the Reply
+    image: Image
+    part: range
+    sent: Callable[[], int]  # bytes of the part so far; from any thread
+    over: bool
+
+
+def at_once(_report: Report, _release: Release) -> Objection | None:
+    """The grant of a site without a memory: whatever the rules allow."""
+    return None
+
+
+def defer(report: Report, _release: Release) -> Objection | None:
+    """The grant on the loop of a site with a memory: Deferred, as that has to write."""
+    if report.is_accountable():
+        raise Deferred
+    return None
 
 
 Endpoint = Callable[["Site", Request], Reply]
@@ -1441,6 +1475,9 @@ class Site:
     closers: tuple[Callable[[], None], ...]
     unasked: tuple[Rule, ...] = UNASKED  # of `rules`: do not hold for who asks for a file by name
     refusal: Callable[[Refused, str], Reply] = refusal  # as a path's client reads it
+    grant: Callable[[Report, Release], Objection | None] = at_once  # the last word; may wait
+    carriers: tuple[Callable[[Transfer], None], ...] = ()  # told of each image that leaves
+    pulses: tuple[Callable[[float], None], ...] = ()  # told how long the loop was busy, in seconds
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - a process has one site
     def route(self, path: str) -> Route:
@@ -1473,11 +1510,24 @@ def judge(
 def decide(
     site: Site, report: Report, among: Sequence[Release] = (), rules: Sequence[Rule] = ()
 ) -> Outcome:
-    """What this device gets, of which every listener hears; every device protocol asks here."""
+    """What this device gets, of which every listener hears; every device protocol asks here.
+
+    An image is granted before it is promised. Where that is refused, it gets what is left.
+    """
     outcome = judge(site, report, among, rules)
+    while isinstance(outcome, Release) and (objection := site.grant(report, outcome)):
+        rules = (*(rules or site.rules), functools.partial(not_granted, outcome, objection))
+        outcome = judge(site, report, among, rules)
     for listener in site.listeners:
         listener(Event(report, outcome))
     return outcome
+
+
+def not_granted(
+    wanted: Release, objection: Objection, _report: Report, release: Release
+) -> Objection | None:
+    """The rule that a release whose grant was refused is not for this device, this time."""
+    return objection if release is wanted else None
 
 
 def recognised(report: Report, releases: Sequence[Release], among: Sequence[Release]) -> Report:
@@ -1511,7 +1561,7 @@ def log_decision(event: Event) -> None:
 
 
 def answer(site: Site, request: Request) -> Reply:
-    """The reply to a request. Never raises: a Refused becomes its reply, anything else a 500."""
+    """The reply to a request. Never raises, but Deferred: see Refused; anything else is a 500."""
     try:
         if site.config.trust_proxy or request.peer == LOCAL:
             request = forwarded(request, site.config.trust_proxy)
@@ -1519,6 +1569,8 @@ def answer(site: Site, request: Request) -> Reply:
     except Refused as refused:
         log.info("%s refused, %s: %s", request.peer, refused.status, printable(refused.reason))
         reply = site.refusal(refused, request.path)
+    except Deferred:  # by the loop, to the loop
+        raise
     except Exception:
         log.exception("%s %s %s failed", request.peer, request.method, shown(request.path))
         reply = site.refusal(Refused(500, "the server failed; its log says how"), request.path)
@@ -1720,10 +1772,27 @@ def allow_only(networks: tuple[Network, ...], request: Request) -> None:
 # -- 11. Dialects: what each kind of device asks and takes -----------------------------------------
 
 
+def _report(project: str, request: Request) -> Report:
+    """What a request says of its device, and how much of an image it is about."""
+    report = read_report(project, request.headers, request.peer, request.query)
+    if request.method == "HEAD" or request.headers.get("x-esp8266-mode") == "version":
+        return report._replace(asks="answer")
+    begins = request.headers.get("range", "bytes=0-").startswith("bytes=0-")
+    return report if begins else report._replace(asks="rest")
+
+
+def reason_field(report: Report, outcome: Outcome) -> tuple[str, str]:
+    """The field that says why the device gets what it gets."""
+    text = str(outcome)
+    if isinstance(outcome, Release):
+        text = f"update: {outcome.version} in the place of {report.version or 'what it runs'}"
+    return "X-OTA-Reason", plain(text)
+
+
 def update(site: Site, request: Request) -> Reply:
     """/<anything>/<project>: the newest image for the device that asks (S1's contract)."""
     project = read_path(site.catalog, request).project
-    report = read_report(project, request.headers, request.peer, request.query)
+    report = _report(project, request)
     if report.version is None and request.headers.get("x-esp8266-mode") != "version":
         site.catalog.releases(project)  # a wrong URL is said before a missing version
         raise Refused(400, "no x-ESP8266-version or x-ESP32-version: tell update(), or ?version=")
@@ -1735,7 +1804,7 @@ def platform_update(site: Site, request: Request) -> Reply:
     dev = parameter(request.query, "dev")
     if not (dev or parameter(request.query, "ver")):
         return update(site, request)
-    report = read_report(dev, request.headers, request.peer, request.query)
+    report = _report(dev, request)
     if not (dev and report.version and report.device):
         raise Refused(400, "?dev=<project>&ver=v1.2.3 and the MAC in x-ESP...-STA-MAC are needed")
     try:
@@ -1753,7 +1822,7 @@ _MODES = {"x-esp8266-mode", "x-esp32-mode", "x-mgos-fw-version"}
 def _picked(site: Site, request: Request, ask: Ask) -> tuple[Report, Outcome, str]:
     """Who asks, the image that the path means, and how long a cache may keep that."""
     project, name, kind = read_path(site.catalog, request)
-    report = read_report(project, request.headers, request.peer, request.query)
+    report = _report(project, request)
     among = site.catalog.releases(project)
     if kind and not request.headers.keys() & _MODES:  # else the device says it
         report = report._replace(kind=kind)
@@ -1795,13 +1864,14 @@ def _translate(site: Site, request: Request, report: Report, outcome: Outcome, c
     if request.headers.get("x-esp8266-mode") == "version":  # getAvailableVersion() knows only 200
         version = outcome.version if isinstance(outcome, Release) else report.version
         if version:
-            return Reply(200, (("x-version", version.text), ("Content-Length", "0"), UNCACHED))
+            said = ("x-version", version.text), reason_field(report, outcome)
+            return Reply(200, (*said, ("Content-Length", "0"), UNCACHED))
     if isinstance(outcome, Objection):
         if outcome.deny:
             return refusal(Refused(403, str(outcome)))
         if report.chip is None and report.version is None:  # who runs nothing has nothing new
             raise Refused(404, str(outcome))
-        return Reply(304, (("X-OTA-Reason", plain(str(outcome))), ("Cache-Control", cache)))
+        return Reply(304, (reason_field(report, outcome), ("Cache-Control", cache)))
     inside = outcome.path.startswith(os.path.join(os.path.realpath(site.config.dir), ""))
     offloaded = site.config.accel and inside and plain(outcome.path) == outcome.path
     if offloaded:  # ranges are the proxy's
@@ -1817,7 +1887,8 @@ def _translate(site: Site, request: Request, report: Report, outcome: Outcome, c
         if reply is None or reply.body is not image:
             image.file.close()
     recipient = f"{report.device or '-'} {request.peer}"
-    return reply._replace(headers=(*reply.headers, *_cors(site)), recipient=recipient)
+    more = reason_field(report, outcome), *_cors(site)
+    return reply._replace(headers=(*reply.headers, *more), recipient=recipient)
 
 
 def _by_proxy(config: Config, release: Release, reply: Reply) -> Reply:
@@ -1860,7 +1931,8 @@ def versions(site: Site, request: Request) -> Reply:
 def esp32fota(site: Site, request: Request) -> Reply:
     """/<project>/esp32fota.json: the manifest of esp32FOTA.cpp checkJSONManifest()."""
     project = read_path(site.catalog, request).project
-    return json_reply(_fota(site, request, project, decide), *_cors(site))
+    entry, why = _fota(site, request, project, decide)
+    return json_reply(entry, why, *_cors(site))
 
 
 def esp32fota_all(site: Site, request: Request) -> Reply:
@@ -1868,13 +1940,15 @@ def esp32fota_all(site: Site, request: Request) -> Reply:
     entries = []
     for project in site.catalog.projects():
         with suppress(Refused):
-            entries.append(_fota(site, request, project, judge))
+            entries.append(_fota(site, request, project, judge)[0])
     return json_reply(entries, *_cors(site))
 
 
-def _fota(site: Site, request: Request, project: str, ask: Ask) -> dict[str, str | int]:
-    """Version and address of the newest image, and of filesystems of the same version."""
-    report = read_report(project, request.headers, request.peer, request.query)
+def _fota(
+    site: Site, request: Request, project: str, ask: Ask
+) -> tuple[dict[str, str | int], tuple[str, str]]:
+    """Version and address of the newest image, and of filesystems of the same version; and why."""
+    report = _report(project, request)
     report = report._replace(chip=ESP32_FAMILY, version=None)  # it compares by itself
     outcome = ask(site, report, (), ())
     if isinstance(outcome, Objection):
@@ -1885,14 +1959,14 @@ def _fota(site: Site, request: Request, project: str, ask: Ask) -> dict[str, str
         if same and judge(site, report._replace(kind=release.kind), (release,)) is release:
             links.setdefault(release.kind, link(site, request, release))
     entry: dict[str, str | int] = {"type": project, "version": str(outcome.version)}
-    base = base_url(request)
+    base, why = base_url(request), reason_field(report, outcome)
     host, number = re.fullmatch("https?://(.*?)(?::([0-9]{1,5})?)?", base).groups()  # type: ignore[union-attr]
     port = int(number or (443 if request.secure else 80))
     # Beside "url" it ignores filesystems; without one, these ports mean HTTPS and others do not.
     if len(links) == 1 or request.secure != (port in {443, 4433}):
-        return entry | {"url": links["bin"]}
+        return entry | {"url": links["bin"]}, why
     paths = {kind: url.removeprefix(base) for kind, url in links.items()}
-    return entry | {"host": host, "port": port} | paths
+    return entry | {"host": host, "port": port} | paths, why
 
 
 def manifest(site: Site, request: Request) -> Reply:
@@ -1908,7 +1982,8 @@ def manifest(site: Site, request: Request) -> Reply:
     builds = [_build(site, request, each) for each in offered if each.version == newest]
     # Without a prompt the browser would erase the boot loader, which is in no image of ours.
     entry = {"name": project, "version": str(newest), "new_install_prompt_erase": True}
-    return json_reply({**entry, "builds": builds}, *_cors(site))
+    why = reason_field(report, offered[0])
+    return json_reply({**entry, "builds": builds}, why, *_cors(site))
 
 
 def _build(site: Site, request: Request, release: Release) -> dict[str, object]:
@@ -2211,7 +2286,7 @@ class Connection:
 
     def _talk(self) -> Generator[Wait | Request, Reply | None, None]:
         """Requests and replies, until one of the two sides has had enough."""
-        site, limits = self.server.site, self.server.limits
+        limits = self.server.limits
         rest = b""
         for served in count():
             path = ""
@@ -2223,12 +2298,11 @@ class Connection:
                 path = request.path
                 if request.body_size or request.method not in {"GET", "HEAD"}:
                     request, rest = yield from self._take_body(request, rest)
-                blocking = site.route(request.path).blocking
             except Refused as refused:
                 yield from self._refuse(refused, path)
                 return
             self.idle_from = NEVER
-            reply = (yield request) if blocking else answer(site, request)
+            reply = self.server.answer(request) or (yield request)
             assert reply is not None
             keep_alive = request.keep_alive and not self.server.draining
             is_image = isinstance(reply.body, Image)
@@ -2429,6 +2503,7 @@ class Connection:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
             self._set_no_delay()
             self._set_rate(self.server.site.config.rate * 1024)
+            self._announce(image, part, recipient, over=False)
             piece = self._piece(image, part.start, min(len(part), max(1, record - len(head))))
             more = MSG_MORE * (len(piece) < len(part))
             yield from self._send(self._sealed(head + piece, record), more)
@@ -2441,6 +2516,13 @@ class Connection:
         finally:
             image.file.close()
             self._tell(image, len(part), recipient)
+            self._announce(image, part, recipient, over=True)
+
+    def _announce(self, image: Image, part: range, recipient: str, *, over: bool) -> None:
+        """Tells who wants to know that an image begins to leave, or has."""
+        for tell in self.server.site.carriers:
+            sent = functools.partial(getattr, self, "sent")
+            tell(Transfer(recipient, image, part, sent, over))
 
     def _tell(self, image: Image, size: int, recipient: str) -> None:
         """One line for an image; not in the generator, whose size counts thousands of times."""
@@ -2547,6 +2629,7 @@ class Server(ThreadingHTTPServer):
     ) -> None:
         """Listens, and calls `before_waiting` whenever all is done. OSError: it cannot."""
         self.site = site
+        self._quick = site if site.grant is at_once else replace(site, grant=defer)
         self.tls = tls
         self.limits = limits or Limits()
         self.draining = self._listening = False
@@ -2631,7 +2714,9 @@ class Server(ThreadingHTTPServer):
             while time.monotonic() < self._end and (self._connections or not self.draining):
                 self._look_at_clock(time.monotonic())
                 self._before_waiting()
-                for key, _ in self._selector.select(min(poll_interval, self.limits.tick)):
+                ready = self._selector.select(min(poll_interval, self.limits.tick))
+                woken = time.monotonic()
+                for key, _ in ready:
                     if key.data is not None:
                         self._advance(key.data)
                     elif key.fileobj is self.socket:
@@ -2639,10 +2724,20 @@ class Server(ThreadingHTTPServer):
                     else:
                         self._woken.recv(1024)
                 self._use_threads()
+                for tell in self.site.pulses:
+                    tell(time.monotonic() - woken)
         finally:
             for connection in tuple(self._connections):
                 self._close(connection)
             self._ended.set()
+
+    def answer(self, request: Request) -> Reply | None:
+        """The reply, unless its endpoint has to wait for something: None, it needs a thread."""
+        try:
+            blocking = self.site.route(request.path).blocking
+            return None if blocking else answer(self._quick, request)
+        except Deferred:
+            return None
 
     def drain(self) -> None:
         """Stops accepting; the loop ends with the last download or when the grace is over."""
@@ -2932,6 +3027,8 @@ def _add_fleet(option: Callable[..., None]) -> None:
     text = "newest uploads of a project to keep, beside what devices run (default: all)"
     option("keep", "N", "0", text, type=_number)
     option("max-devices", "N", "10000", "to remember (default: 10000)", type=_number)
+    option("public-url", "URL", "", "what the server is called from outside, in links it sends")
+    option("mqtt", "URL", "", "mqtts://user:password@broker/prefix; needs paho-mqtt")
 
 
 NO_FLEET = "{} needs the folder ota_fleet beside ota_server.py: copy it, too"
@@ -3003,8 +3100,10 @@ def _check_options(parser: Parser, options: Mapping[str, Any]) -> None:
             parser.error(f"--{name.replace('_', '-')} is 1 at least")
     if options["key"] and not options["cert"]:
         parser.error("--key goes with --cert")
-    if not options["state"] and (options["admit"] != "OPEN" or options["backup"]):
-        parser.error("--admit whitelist and --backup need --state")
+    if not options["state"] and (
+        options["admit"] != "OPEN" or options["backup"] or options["mqtt"]
+    ):
+        parser.error("--admit whitelist, --mqtt and --backup need --state")
     if options["rate"] and (sys.platform != "linux" or options["host"].startswith("unix:")):
         parser.error("--rate needs Linux and TCP")
 
@@ -3141,7 +3240,7 @@ def _greeting(server: Server) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command, or serves until SIGTERM or Ctrl-C; gives back the exit status."""
     argv, environ = sys.argv[1:] if argv is None else argv, os.environ
-    if argv and argv[0] in {"check", "publish"}:
+    if argv and argv[0] in {"check", "publish", "explain"}:
         return by_fleet(argv[0], argv[1:], environ)
     return sign(argv[1:], environ) if argv and argv[0] == "sign" else serve(argv, environ)
 

@@ -1,8 +1,7 @@
-"""What the registry's file holds: its tables, and the file itself. Rows are in `rows.py`.
+"""The registry's file: made, examined, brought up to date, copied. What it holds is in `tables.py`.
 
 What is refused stays as it is, byte for byte: somebody may want to rescue what is in it. An empty
-registry never takes the place of a damaged one. A new step of the tables is one more script behind
-SCRIPTS; one that was released never changes. What is not PostgreSQL's as well as SQLite's says so.
+registry never takes the place of a damaged one.
 """
 
 from __future__ import annotations
@@ -17,212 +16,15 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
 
+from ota_fleet.tables import SCRIPTS
+
 if sys.platform != "win32":
     import fcntl
 
 WAIT = 5.0  # seconds that a writer waits for another program
 
-# -- 1. Tables -------------------------------------------------------------------------------------
-
-# application_id ("OTAF") and user_version stand in the head of SQLite's files; with PostgreSQL
-# they need a table of their own. Each script is one transaction: it happens, or it does not.
-SCRIPTS = (
-    """
-BEGIN IMMEDIATE; -- PostgreSQL: BEGIN
-CREATE TABLE device (
-    id         TEXT   NOT NULL PRIMARY KEY, -- a MAC as normal_id() writes it, or what was given
-    project    TEXT   NOT NULL,             -- "" here and below: it never said
-    chip       TEXT   NOT NULL,
-    version    TEXT   NOT NULL,
-    image      TEXT   NOT NULL,             -- digest of what runs: SHA-256 if it knows it, or MD5
-    free_space BIGINT,                      -- bytes
-    sdk        TEXT   NOT NULL,
-    address    TEXT   NOT NULL,
-    first_seen BIGINT NOT NULL,             -- UTC seconds, as all times
-    last_seen  BIGINT NOT NULL,
-    downloads  BIGINT NOT NULL,
-    notes      TEXT   NOT NULL DEFAULT '',
-    labels     TEXT   NOT NULL DEFAULT '[]' -- a JSON list of words
-);
-CREATE INDEX device_by_project ON device (project, id);
-CREATE INDEX device_by_age ON device (last_seen, id);
-CREATE TABLE admission (
-    project TEXT NOT NULL,
-    device  TEXT NOT NULL,                  -- need not have been seen
-    PRIMARY KEY (project, device)
-);
-CREATE INDEX admission_by_device ON admission (device);
-PRAGMA application_id = 1330921798;
-PRAGMA user_version = 1;
-COMMIT;
-""",
-    """
-BEGIN IMMEDIATE;
-CREATE TABLE device_app (                   -- the two-step protocol's own table, by its own names
-    device_id        TEXT NOT NULL PRIMARY KEY,
-    app_ver          TEXT NOT NULL,         -- the version to update from
-    update_file_path TEXT NOT NULL
-);
-PRAGMA user_version = 2;
-COMMIT;
-""",
-    """
-BEGIN IMMEDIATE;
-CREATE TABLE token (
-    -- No id is used twice, as the audit names it. PostgreSQL: BIGINT GENERATED ALWAYS AS IDENTITY.
-    id      INTEGER PRIMARY KEY AUTOINCREMENT,
-    name    TEXT NOT NULL,
-    role    TEXT NOT NULL,
-    project TEXT NOT NULL,
-    digest  TEXT NOT NULL UNIQUE            -- of the token, which is nowhere
-);
-PRAGMA user_version = 3;
-COMMIT;
-""",
-    """
-BEGIN IMMEDIATE;
-CREATE TABLE audit (
-    number BIGINT NOT NULL PRIMARY KEY,     -- 1, 2, 3... without a gap
-    at     BIGINT NOT NULL,
-    who    TEXT   NOT NULL,
-    action TEXT   NOT NULL,
-    what   TEXT   NOT NULL,
-    digest TEXT   NOT NULL
-);
-CREATE TABLE audit_head (                   -- of the last entry, so that its removal is found
-    number BIGINT NOT NULL,
-    digest TEXT   NOT NULL
-);
-INSERT INTO audit_head VALUES (0, '');
-PRAGMA user_version = 4;
-COMMIT;
-""",
-    """
-BEGIN IMMEDIATE;
-CREATE TABLE stored_file (                  -- what was uploaded under a path of its own
-    path   TEXT   NOT NULL PRIMARY KEY,
-    sha256 TEXT   NOT NULL,                 -- also what the file is called on disk
-    md5    TEXT   NOT NULL,
-    size   BIGINT NOT NULL                  -- bytes
-);
-CREATE INDEX stored_file_by_content ON stored_file (sha256);
-PRAGMA user_version = 5;
-COMMIT;
-""",
-    """
-BEGIN IMMEDIATE;
-CREATE TABLE account (                      -- a person; id as that of token
-    id       INTEGER PRIMARY KEY AUTOINCREMENT,
-    email    TEXT   NOT NULL UNIQUE,        -- in lower case
-    role     TEXT   NOT NULL,
-    password TEXT   NOT NULL,               -- hashed, with how and with its salt
-    created  BIGINT NOT NULL
-);
-CREATE TABLE session (
-    digest  TEXT   NOT NULL PRIMARY KEY,    -- of what the browser has, which is nowhere
-    account BIGINT NOT NULL,
-    created BIGINT NOT NULL,
-    expires BIGINT NOT NULL
-);
-ALTER TABLE token ADD COLUMN device TEXT NOT NULL DEFAULT '';   -- "": of no single device
-ALTER TABLE token ADD COLUMN created BIGINT NOT NULL DEFAULT 0; -- 0: not known
-PRAGMA user_version = 6;
-COMMIT;
-""",
-    """
-BEGIN IMMEDIATE;
-CREATE TABLE project (                      -- that was made here, not by a file in the folder
-    name    TEXT   NOT NULL PRIMARY KEY,
-    chips   TEXT   NOT NULL DEFAULT '[]',   -- a JSON list; none: those of its earlier images
-    created BIGINT NOT NULL
-);
-CREATE TABLE alias (                        -- what devices or images call a project as well
-    name    TEXT NOT NULL PRIMARY KEY,
-    project TEXT NOT NULL
-);
-CREATE TABLE release (                      -- that was uploaded, not put into the folder
-    project  TEXT   NOT NULL,
-    version  TEXT   NOT NULL,               -- in its normal form
-    kind     TEXT   NOT NULL,
-    chip     TEXT   NOT NULL,
-    packed   BIGINT NOT NULL,               -- 0 or 1
-    name     TEXT   NOT NULL,               -- of the file, for devices and people
-    sha256   TEXT   NOT NULL,               -- also what the file is called on disk
-    md5      TEXT   NOT NULL,
-    size     BIGINT NOT NULL,               -- bytes
-    notes    TEXT   NOT NULL DEFAULT '',
-    uploaded BIGINT NOT NULL,
-    who      TEXT   NOT NULL,
-    PRIMARY KEY (project, version, kind, chip, packed),
-    UNIQUE (project, name)
-);
-CREATE INDEX release_by_content ON release (sha256);
-CREATE TABLE withdrawal (                   -- of a release, in the folder or uploaded
-    project TEXT   NOT NULL,
-    sha256  TEXT   NOT NULL,
-    at      BIGINT NOT NULL,
-    who     TEXT   NOT NULL,
-    reason  TEXT   NOT NULL,
-    PRIMARY KEY (project, sha256)
-);
-ALTER TABLE device ADD COLUMN pin TEXT NOT NULL DEFAULT ''; -- the one version it is to run
-PRAGMA user_version = 7;
-COMMIT;
-""",
-    """
-BEGIN IMMEDIATE;
-CREATE TABLE tally (                        -- of decisions
-    hour      BIGINT NOT NULL,              -- UTC seconds / 3600
-    project   TEXT   NOT NULL,              -- as devices called it, here and below
-    checks    BIGINT NOT NULL,
-    downloads BIGINT NOT NULL,              -- checks that were given an image
-    PRIMARY KEY (hour, project)
-);
-CREATE TABLE spread (                       -- of versions over devices
-    day     BIGINT NOT NULL,                -- UTC seconds / 86400
-    project TEXT   NOT NULL,
-    version TEXT   NOT NULL,
-    devices BIGINT NOT NULL,
-    PRIMARY KEY (day, project, version)
-);
-CREATE TABLE visit (                        -- that was not like the one before; the last of each
-    number  INTEGER PRIMARY KEY AUTOINCREMENT,  -- as the id of token
-    device  TEXT   NOT NULL,
-    at      BIGINT NOT NULL,
-    project TEXT   NOT NULL,
-    version TEXT   NOT NULL,                -- that it ran
-    offered TEXT   NOT NULL,                -- "": nothing
-    code    TEXT   NOT NULL,                -- of the objection; "": there was none
-    reason  TEXT   NOT NULL
-);
-CREATE INDEX visit_by_device ON visit (device, number);
-CREATE TABLE draft (                        -- bytes that somebody looks at, to publish them
-    id     INTEGER PRIMARY KEY AUTOINCREMENT,
-    sha256 TEXT   NOT NULL,                 -- also what the file is called on disk
-    name   TEXT   NOT NULL,                 -- of the file, as it came
-    who    TEXT   NOT NULL,
-    at     BIGINT NOT NULL
-);
-CREATE INDEX draft_by_content ON draft (sha256);
-ALTER TABLE project ADD COLUMN partition_size BIGINT NOT NULL DEFAULT 0; -- bytes; 0: not known
-ALTER TABLE project ADD COLUMN admit TEXT NOT NULL DEFAULT ''; -- open, whitelist; "": as --admit
-ALTER TABLE device ADD COLUMN offered TEXT NOT NULL DEFAULT '';  -- what it was given last
-ALTER TABLE device ADD COLUMN offers BIGINT NOT NULL DEFAULT 0;  -- how often, and runs it not
-CREATE INDEX device_failing ON device (last_seen) WHERE offers >= 3;
-PRAGMA user_version = 8;
-COMMIT;
-""",
-    """
-BEGIN IMMEDIATE;
-ALTER TABLE device ADD COLUMN channel TEXT NOT NULL DEFAULT ''; -- beta; "": stable
-PRAGMA user_version = 9;
-COMMIT;
-""",
-)
 APPLICATION = 1330921798
 _BESIDE = ("-wal", "-shm", "-journal")  # what SQLite puts beside a file
-
-# -- 2. The file -----------------------------------------------------------------------------------
 
 
 def connect(path: Path, wait: float = WAIT, mode: str = "rw") -> Connection:

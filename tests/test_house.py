@@ -101,8 +101,8 @@ def test_the_script_copied_alone_runs_isolated(tmp_path: Path) -> None:
     assert done.stdout == f"ota-server {ota_server.__version__}\n"
 
 
-def test_the_core_has_at_most_2315_lines_of_code() -> None:
-    assert len(code_lines(SOURCE)) <= 2315
+def test_the_core_has_at_most_2390_lines_of_code() -> None:
+    assert len(code_lines(SOURCE)) <= 2390
 
 
 def test_functions_are_short() -> None:

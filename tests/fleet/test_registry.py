@@ -35,7 +35,7 @@ from ota_fleet import schema
 from ota_fleet.ledger import Ledger
 from ota_fleet.registry import App, Device, Registry, Search, Sighting, normal_id
 from ota_fleet.rows import Entry, Token, clean
-from ota_fleet.schema import SCRIPTS
+from ota_fleet.tables import SCRIPTS
 from ota_server import ESP32_FAMILY, Version
 from tests.conftest import wait_until
 from tests.test_house import ROOT
