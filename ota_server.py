@@ -877,7 +877,8 @@ class Report(NamedTuple):
 
     def is_accountable(self) -> bool:
         """Whether its next check-in will tell if it runs what it now gets."""
-        says = self.version or self.sketch_md5 or self.sketch_sha256
+        digest = (self.sketch_md5 or self.sketch_sha256) if self.kind == "sketch" else None
+        says = self.version or digest
         return self.device is not None and says is not None and self.asks != "answer"
 
 

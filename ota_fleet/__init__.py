@@ -12,14 +12,17 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple, Self
 
 from ota_fleet import doctor, pages, publish, schema
 from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.activity_pages import ActivityPages
 from ota_fleet.admission_pages import AdmissionPages
 from ota_fleet.api import BELOW, Api, refusal_by_path
+from ota_fleet.assignments import Assignments
 from ota_fleet.device_pages import DevicePages
 from ota_fleet.files import Store
+from ota_fleet.grants import Grants
 from ota_fleet.history import History
 from ota_fleet.home_pages import HomePages
 from ota_fleet.ledger import Ledger
@@ -29,10 +32,17 @@ from ota_fleet.people_pages import PeoplePages
 from ota_fleet.project_pages import ProjectPages
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.release_pages import ReleasePages
+from ota_fleet.rollouts import Notify, Rollouts, nobody
 from ota_fleet.rules import (
+    above_floors,
+    approved,
     fit_for,
     fits_partition,
+    in_rollout,
+    in_window,
     not_again,
+    not_held,
+    not_looping,
     not_whitelisted,
     towards_target,
     withdrawn,
@@ -65,6 +75,31 @@ COMMANDS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
 log = logging.getLogger("ota.fleet")
 
 
+class Known(NamedTuple):
+    """What is remembered of devices and of what people decided about them."""
+
+    registry: Registry
+    assignments: Assignments
+    rollouts: Rollouts
+    grants: Grants
+    now: Callable[[], float]  # UTC seconds
+
+    @classmethod
+    def of(
+        cls,
+        registry: Registry,
+        notify: Notify = nobody,
+        now: Callable[[], float] = time.time,
+        *,
+        proxied: bool = False,
+    ) -> Self:
+        """All of it; see Rollouts and Grants."""
+        assignments = Assignments(registry)
+        rollouts = Rollouts(registry, assignments, notify=notify, now=now)
+        grants = Grants(registry, assignments, rollouts, notify=notify, now=now, proxied=proxied)
+        return cls(registry, assignments, rollouts, grants, now)
+
+
 def extend(site: Site) -> Site:
     """The site with a memory. OSError, ValueError: the folder of the fleet is not to be used."""
     config = site.config
@@ -75,14 +110,15 @@ def extend(site: Site) -> Site:
         registry = Registry(path, max_devices=config.max_devices)
     except RuntimeError as err:
         raise ValueError(str(err)) from err
+    known = Known.of(registry, proxied=bool(config.accel))
     store = Store(os.path.join(config.state, "files"), registry, time.time())
     stock = Stock(site.catalog, registry, store)
     history = History(registry)
     ledger = Ledger(registry)
     accounts = Accounts(ledger, secure=bool(config.cert))
     site = replace(
-        with_stock(site, stock, registry),
-        listeners=(*site.listeners, functools.partial(remember, registry, history, stock.resolve)),
+        with_stock(site, stock, known),
+        listeners=(*site.listeners, functools.partial(remember, known, history, stock.resolve)),
         closers=(*site.closers, accounts.close, stock.close, registry.close, store.close),
     )
     begin(accounts, site)
@@ -173,13 +209,20 @@ def _own_url(config: Config) -> str:
     return own_url(config, (config.host, config.port))
 
 
-def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
-    """The site with uploaded releases beside the folder's, and the rules that know of them."""
+def with_stock(site: Site, stock: Stock, known: Known) -> Site:
+    """The site with uploaded releases beside the folder's, and the rules that know of devices."""
+    policy, now = known.assignments.policy, known.now
     others: dict[Rule, Rule] = {
-        only_newer: towards_target(registry.pin),
-        same_image: not_again(registry.pin),
-        fit_unasked: fit_for(registry.pin, registry.channel),
+        only_newer: towards_target(policy),
+        same_image: not_again(policy, known.grants.learned),
+        fit_unasked: fit_for(policy, known.assignments.channel),
     }
+    waiting = (
+        approved(policy, known.assignments.is_approved),
+        in_window(policy, now),
+        in_rollout(policy, known.rollouts.objection),
+    )
+    admit = functools.partial(is_admitted, stock, known.registry, site.config.admit)
     return replace(
         site,
         catalog=stock,
@@ -187,9 +230,15 @@ def with_stock(site: Site, stock: Stock, registry: Registry) -> Site:
             *(others.get(rule, rule) for rule in site.rules),
             withdrawn(stock.is_withdrawn),
             fits_partition(stock.partition_size),
-            not_whitelisted(functools.partial(is_admitted, stock, registry, site.config.admit)),
+            not_whitelisted(admit),
+            not_held(policy),
+            above_floors(policy),
+            not_looping(known.grants.is_looping),
+            *waiting,
         ),
-        unasked=tuple(others.get(rule, rule) for rule in site.unasked),
+        unasked=(*(others.get(rule, rule) for rule in site.unasked), *waiting),
+        grant=known.grants.grant,
+        carriers=(*site.carriers, known.grants.carry),
     )
 
 
@@ -204,7 +253,7 @@ def is_admitted(
 
 
 def remember(
-    registry: Registry,
+    known: Known,
     history: History,
     resolve: Callable[[str], str],
     event: Event,
@@ -219,7 +268,8 @@ def remember(
     history.note(Event(report, outcome), at)
     if report.device is None:
         return
-    registry.seen(
+    known.grants.hear(event, at)
+    known.registry.seen(
         Sighting(
             device=report.device,
             project=report.project,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from ota_server import Release, Report
+from ota_server import Objection, Release, Report
 
 OPEN, PROVEN, RETURNED, BROKEN, SILENT = "", "proven", "returned", "broken", "silent"
 OUTCOMES = (PROVEN, RETURNED, BROKEN, SILENT)
@@ -42,6 +42,8 @@ class Said(NamedTuple):
     def by(cls, report: Report) -> Self:
         """What a report says."""
         version = str(report.version) if report.version else ""
+        if lane_of(report.kind) != "sketch":  # the digests are of the sketch
+            return cls(version, "", "")
         return cls(version, report.sketch_md5 or "", report.sketch_sha256 or "")
 
     @property
@@ -148,3 +150,9 @@ def interval_of(before: int, gap: int) -> int:
     if gap < RETRY:
         return before
     return gap if not before else before + (min(gap, 4 * before) - before) // 8
+
+
+def looping(release: Release) -> Objection:
+    """Why a device does not get an image again."""
+    reason = f"{release.version} was given {MAX_FULL} times in full and the device does not run it"
+    return Objection("loop", f"{reason}: look at it, then let it try again")

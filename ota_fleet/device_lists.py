@@ -18,8 +18,9 @@ from ota_fleet.api import read_cursor
 from ota_fleet.history import DAY, MONTH
 from ota_fleet.html import Head, url
 from ota_fleet.pages import Call
-from ota_fleet.registry import STATES, Device, Search
+from ota_fleet.registry import Device, Search
 from ota_fleet.rows import is_mac, normal_id, version_place
+from ota_fleet.searches import STATES
 from ota_server import Refused, shown
 
 DEVICES = "/admin/devices"

@@ -65,7 +65,7 @@ from ota_fleet.ledger import Ledger
 from ota_fleet.outlook import Outlook, outlook_of, outlooks, verdict
 from ota_fleet.pages import Call, Page, See, act_of, may, typed
 from ota_fleet.registry import MAX_PAGE, Device, Search
-from ota_fleet.rows import CHANNELS, MAX_LONG, MAX_TEXT
+from ota_fleet.rows import MAX_LONG, MAX_TEXT
 from ota_fleet.stock import Stock
 from ota_server import Refused, Release, Reply, Site, Version, shown
 
@@ -325,8 +325,8 @@ class DevicePages:
         pin = choice("Pin", "pin", pins, call.given("pin", device.pin),
                      hint="The one version that it gets, also downwards.")  # fmt: skip
         on = call.given("channel", device.channel)
-        channel = choice("Channel", "channel", CHANNELS.items(), on,
-                         hint="On beta it also gets pre-releases.")  # fmt: skip
+        channel = field("Channel", "channel", on, maxlength=64,
+                        hint="On beta it also gets pre-releases.")  # fmt: skip
         own = self.stock.resolve(device.project)
         do = "expel" if device.admitted else "admit"
         text = "Take back its admission to" if device.admitted else "Admit to"

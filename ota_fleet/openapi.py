@@ -18,7 +18,7 @@ from urllib.parse import unquote_plus
 
 from ota_fleet.accounts import ROLES, cookie_name
 from ota_fleet.registry import MAX_LABELS, MAX_PAGE
-from ota_fleet.rows import ADMIT, CHANNELS, MAX_LONG, MAX_PARTITION, MAX_TEXT
+from ota_fleet.rows import ADMIT, MAX_LONG, MAX_PARTITION, MAX_TEXT
 from ota_server import Refused, __version__, shown
 
 BASE = "/api/v1"
@@ -306,7 +306,8 @@ FILTERS: Mapping[str, Schema] = {
     "sort": text("with - in front: downwards", enum=SORTS, default="id"),
     **PAGE,
 }
-CHANNEL = text("beta: also pre-releases; empty: stable", enum=[*CHANNELS])
+CHANNEL = text("beta: also pre-releases; empty: as its group or project has it", maxLength=64)
+GROUP = text("a group that things are said of together; empty: none", maxLength=64)
 DEVICE = record(
     id=text("a MAC address as AA:BB:CC:DD:EE:FF, or what the device gave"),
     project=text("what it asked for last; empty, here and below: it never said"),
@@ -333,6 +334,7 @@ NOTES = record(
     labels=several(NAME, maxItems=MAX_LABELS),
     pin=text("a version; empty: none", maxLength=MAX_TEXT),
     channel=CHANNEL,
+    group=GROUP,
 )
 ROLE = text(enum=[*ROLES])
 ACCOUNT = record(id=number(), email=text(), role=ROLE, created=WHEN)

@@ -28,8 +28,8 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, Generic, TypeVar
 
+from ota_fleet.policy import check_word
 from ota_fleet.rows import (
-    CHANNELS,
     MAX_LONG,
     MAX_TEXT,
     App,
@@ -42,7 +42,8 @@ from ota_fleet.rows import (
     normal_id,
 )
 from ota_fleet.schema import WAIT, connect, pragma, prepare, save, transaction
-from ota_server import Version, shown
+from ota_fleet.searches import ADMITTED, ALSO_CALLED, FOUND, OF_PROJECT, SORTED, STATES
+from ota_server import Version
 
 __all__ = ["App", "Device", "Registry", "Search", "Sighting", "StoredFile", "normal_id"]
 
@@ -79,6 +80,12 @@ ON CONFLICT (id) DO UPDATE SET
     sdk = COALESCE(NULLIF(excluded.sdk, ''), device.sdk),
     address = COALESCE(NULLIF(excluded.address, ''), device.address),
     last_seen = excluded.last_seen,
+    interval = CASE WHEN excluded.last_seen - device.last_seen < 60 THEN device.interval
+        WHEN device.interval = 0 THEN excluded.last_seen - device.last_seen
+        WHEN excluded.last_seen - device.last_seen > 4 * device.interval
+        THEN device.interval + (3 * device.interval) / 8
+        ELSE device.interval + (excluded.last_seen - device.last_seen - device.interval) / 8 END,
+    missed = 0,
     downloads = device.downloads + excluded.downloads,
     offers = CASE WHEN excluded.offered = '' THEN 0 WHEN excluded.version = '' THEN device.offers
         WHEN (excluded.project, excluded.version, excluded.offered)
@@ -90,44 +97,22 @@ ON CONFLICT (id) DO UPDATE SET
 _CROWD_OUT = """
 DELETE FROM device WHERE id IN (
     SELECT id FROM device
-    WHERE notes = '' AND labels = '[]' AND pin = '' AND channel = ''
+    WHERE notes = '' AND labels = '[]' AND pin = '' AND channel = '' AND team = ''
         AND NOT EXISTS (SELECT 1 FROM admission WHERE admission.device = device.id)
     ORDER BY last_seen, id LIMIT ?)
 RETURNING id
 """
-_FORGET_VISITS = "DELETE FROM visit WHERE device = ?"
+_FORGET = (  # what goes with a device
+    "DELETE FROM visit WHERE device = ?",
+    "DELETE FROM attempt WHERE device = ?",
+    "DELETE FROM member WHERE device = ?",
+    "DELETE FROM loop WHERE device = ?",
+    "DELETE FROM approval WHERE device = ?",
+    "DELETE FROM policy WHERE scope = 'device' AND name = ?",
+)
 _FIELDS = """SELECT id, project, chip, version, image, free_space, sdk, address,
     first_seen, last_seen, downloads, notes, labels, pin, """
-# To its project, whose alias it may say.
-_ADMITTED = """EXISTS (SELECT 1 FROM admission WHERE admission.device = device.id
-    AND admission.project IN (device.project,
-        (SELECT alias.project FROM alias WHERE alias.name = device.project)))"""
-_DEVICES = _FIELDS + _ADMITTED + ", offered, offers, channel FROM device WHERE "
-# Labels are a line each, so that one is found as it is and no part of another. A tab keeps the
-# fields apart. lower() is for ASCII in SQLite, for all letters in PostgreSQL. The + keeps away an
-# index that would take the place of the order's.
-_FOUND = """+last_seen >= ? AND +last_seen < ? AND (? = '' OR chip = ?) AND (? = '' OR version = ?)
-    AND (? = '' OR replace(labels, ?, '') <> labels) AND (? = '%%' OR lower(id || '\t'
-    || replace(id, ':', '') || '\t' || project || '\t' || chip || '\t' || version || '\t'
-    || address || '\t' || notes || '\t' || labels) LIKE lower(?) ESCAPE '!')"""
-_OF_PROJECT = "project = ? AND "
-_ALSO_CALLED = """project IN (SELECT ? UNION ALL SELECT name FROM alias WHERE alias.project = ?)
-    AND """
-STATES = {  # in which devices may be looked for
-    "": "",
-    "admitted": _ADMITTED + " AND ",
-    "unknown": "NOT " + _ADMITTED + " AND ",
-    "failing": "offers >= 3 AND ",
-    "pinned": "pin <> '' AND ",
-}
-_SORTED = {  # what is behind a place, and the order
-    "id": (" AND id > ?", " ORDER BY id LIMIT ?"),
-    "-id": (" AND id < ?", " ORDER BY id DESC LIMIT ?"),
-    "project": (" AND (project, id) > (?, ?)", " ORDER BY project, id LIMIT ?"),
-    "-project": (" AND (project, id) < (?, ?)", " ORDER BY project DESC, id DESC LIMIT ?"),
-    "last_seen": (" AND (last_seen, id) > (?, ?)", " ORDER BY last_seen, id LIMIT ?"),
-    "-last_seen": (" AND (last_seen, id) < (?, ?)", " ORDER BY last_seen DESC, id DESC LIMIT ?"),
-}
+_DEVICES = _FIELDS + ADMITTED + ", offered, offers, channel, team, interval FROM device WHERE "
 _VERSIONS = "SELECT version, id FROM device WHERE "
 _COUNT = "SELECT COUNT(*) FROM device WHERE "
 _CHIPS = "SELECT DISTINCT chip FROM device WHERE chip <> '' ORDER BY chip LIMIT ?"
@@ -135,7 +120,7 @@ _LABELS = "SELECT DISTINCT labels FROM device WHERE labels <> '[]' LIMIT ?"
 _ADMISSIONS = """SELECT device FROM admission WHERE project = ? AND device > ?
 ORDER BY device LIMIT ?"""
 _NOTE = """UPDATE device SET notes = COALESCE(?, notes), labels = COALESCE(?, labels),
-    pin = COALESCE(?, pin), channel = COALESCE(?, channel) WHERE id = ?"""
+    pin = COALESCE(?, pin), channel = COALESCE(?, channel), team = COALESCE(?, team) WHERE id = ?"""
 _ADMIT = "INSERT INTO admission (project, device) VALUES (?, ?) ON CONFLICT DO NOTHING"
 _EXPEL = "DELETE FROM admission WHERE project = ? AND device = ?"
 _APPS = "SELECT device_id, app_ver, update_file_path FROM device_app "
@@ -229,8 +214,6 @@ class Registry:
         self._told: list[Callable[[], None]] = []  # once the transaction is on the disk
         self._idle: list[Connection] = []
         self._admitted: dict[str, frozenset[str]] = {}  # replaced whole: read without a lock
-        self._pins: dict[str, str] = {}
-        self._channels: dict[str, str] = {}
         self._watchers: list[Callable[[], None]] = []
         self._refreshing = threading.Lock()
         self._seen_version = -1
@@ -282,18 +265,29 @@ class Registry:
                 self._write_batch()
 
     def _write_batch(self) -> None:
-        batches = [(each, batch) for each in self._pending if (batch := each.take())]
-        if not batches:
-            return
+        with self._taken() as taken:
+            if taken:
+                with transaction(self._often) as connection:
+                    self._write_all(connection, taken)
+
+    @contextmanager
+    def _taken(self) -> Iterator[list[tuple[_Pending[Any], list[Any]]]]:
+        """A batch of all that is queued; what cannot be written is not lost."""
+        taken = [(each, batch) for each in self._pending if (batch := each.take())]
         try:
-            with transaction(self._often) as connection:
-                for each, batch in batches:
-                    each.write(connection, batch)
-                self._crowd_out(connection)
+            yield taken
         except sqlite3.OperationalError:
-            for each, batch in batches:
+            for each, batch in taken:
                 each.batch = batch  # locked by another program, or a full disk: again in a second
             raise
+
+    def _write_all(
+        self, connection: Connection, taken: list[tuple[_Pending[Any], list[Any]]]
+    ) -> None:
+        for each, batch in taken:
+            each.write(connection, batch)
+        if taken:
+            self._crowd_out(connection)
 
     @staticmethod
     def _write_sightings(connection: Connection, sightings: list[Sighting]) -> None:
@@ -305,7 +299,8 @@ class Registry:
         if known <= self._max_devices:
             return
         gone = connection.execute(_CROWD_OUT, (known - self._max_devices,)).fetchall()
-        connection.executemany(_FORGET_VISITS, gone)
+        for statement in _FORGET:
+            connection.executemany(statement, gone)
         if not self._full:
             self._full = True
             log.warning("max-devices %d is reached: unknown ones are forgotten", self._max_devices)
@@ -340,7 +335,7 @@ class Registry:
         limit = max(1, min(limit, MAX_PAGE))
         if search.sort.endswith("version"):
             return self._by_version((_VERSIONS + where, *values), search.sort, after, limit)
-        behind, order = _SORTED[search.sort]
+        behind, order = SORTED[search.sort]
         statement = _DEVICES + where + (behind if after else "") + order
         return [Device.of(row) for row in self.rows(statement, *values, *after, limit)]
 
@@ -349,8 +344,8 @@ class Registry:
         names, of_project = [clean(search.project)] * bool(search.project), ""
         if names:  # with an alias there is no index for the order
             also = self.rows("SELECT 1 FROM alias WHERE project = ? LIMIT 1", *names)
-            of_project, names = (_ALSO_CALLED, names * 2) if also else (_OF_PROJECT, names)
-        return STATES[search.state] + of_project + _FOUND, (*names, *search.values())
+            of_project, names = (ALSO_CALLED, names * 2) if also else (OF_PROJECT, names)
+        return STATES[search.state] + of_project + FOUND, (*names, *search.values())
 
     def count(self, search: Search) -> int:
         """How many devices there are of a search."""
@@ -380,7 +375,8 @@ class Registry:
     def forget(self, device: str) -> bool:
         """Deletes what is known of a device, but its admission; False: nothing was."""
         with self.writing() as connection:
-            connection.execute(_FORGET_VISITS, (normal_id(device),))
+            for statement in _FORGET:
+                connection.execute(statement, (normal_id(device),))
             return self.write("DELETE FROM device WHERE id = ?", normal_id(device)) > 0
 
     def annotate(
@@ -391,17 +387,19 @@ class Registry:
         labels: Iterable[str] | None = None,
         pin: str | None = None,
         channel: str | None = None,
+        group: str | None = None,
     ) -> bool:
-        """Sets notes, labels, which are sorted, pin or channel; None: it stays.
+        """Sets notes, labels, which are sorted, pin, channel or group; None: it stays.
 
         Gives back False if there is no such device.
 
         Raises:
             ValueError: too long, too many, or an empty label; a pin that is no version; a channel
-                that there is not.
+                or a group that cannot be called so.
         """
-        if (channel or "") not in CHANNELS:
-            raise ValueError(f"there is no channel {shown(channel or '')}")
+        for word, what in ((channel, "channel"), (group, "group")):
+            if word:
+                check_word(word, what)
         if len(notes or "") > MAX_LONG:
             raise ValueError(f"notes have at most {MAX_LONG} characters")
         words = sorted({clean(label, MAX_LONG) for label in labels or ()})
@@ -410,15 +408,7 @@ class Registry:
         text = None if labels is None else json.dumps(words, ensure_ascii=False, indent=0)
         pin = str(Version.parse(pin)) if pin else pin
         note = notes and clean(notes, MAX_LONG)
-        return self.write(_NOTE, note, text, pin, channel, normal_id(device)) > 0
-
-    def pin(self, device: str) -> str:
-        """The one version that a device is to run, from memory; "": none."""
-        return self._pins.get(normal_id(device), "") if self._pins else ""
-
-    def channel(self, device: str) -> str:
-        """Which of CHANNELS a device is on, from memory."""
-        return self._channels.get(normal_id(device), "") if self._channels else ""
+        return self.write(_NOTE, note, text, pin, channel, group, normal_id(device)) > 0
 
     # -- Admission ---------------------------------------------------------------------------------
 
@@ -467,8 +457,6 @@ class Registry:
         for project, device in self.rows("SELECT project, device FROM admission"):
             found.setdefault(project, set()).add(device)
         self._admitted = {project: frozenset(ids) for project, ids in found.items()}
-        self._pins = dict(self.rows("SELECT id, pin FROM device WHERE pin <> ''"))
-        self._channels = dict(self.rows("SELECT id, channel FROM device WHERE channel <> ''"))
 
     # -- The two-step protocol's table -------------------------------------------------------------
 
@@ -522,6 +510,22 @@ class Registry:
         """One statement that is on the disk when this returns; gives back how many rows changed."""
         with self.writing() as connection:
             return connection.execute(statement, values).rowcount
+
+    @contextmanager
+    def granting(self) -> Iterator[Connection]:
+        """A transaction behind all that was queued, on the disk when this is left.
+
+        For what comes often and must be known: watch() reads nothing again. sqlite3.Error: see
+        writing().
+        """
+        with self._turn, self._taken() as taken:
+            self._often.execute("PRAGMA synchronous = FULL")
+            try:
+                with transaction(self._often) as connection:
+                    self._write_all(connection, taken)
+                    yield connection
+            finally:
+                self._often.execute("PRAGMA synchronous = NORMAL")
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:

@@ -17,7 +17,6 @@ MAX_TEXT = 255  # characters of what a device says of itself; of names too
 MAX_LONG = 4_096  # characters of notes, of an entry of the audit, of what the two-step table holds
 MAX_PARSED = 20_000  # versions that are kept, some 10 MB: twice as many as devices, usually
 MAX_INTEGER = (1 << 63) - 1  # BIGINT
-CHANNELS = {"": "stable", "beta": "beta"}  # what is kept, and its name; beta has pre-releases
 
 
 class Sighting(NamedTuple):
@@ -66,13 +65,15 @@ class Device:
     admitted: bool  # to its project
     offered: str = ""  # the version that it was given last; "": an objection came since
     offers: int = 0  # how often, in a row
-    channel: str = ""  # one of CHANNELS
+    channel: str = ""  # "": as its group or its project has it
+    group: str = ""  # "": in none
+    interval: int = 0  # seconds between its check-ins, about; 0: it asked only once
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:
         """Reads a row, in which the labels are JSON."""
-        labels, pin, admitted, *rest = row[-6:]
-        values: list[Any] = [*row[:-6], tuple(json.loads(labels)), pin, bool(admitted), *rest]
+        labels, pin, admitted, *rest = row[-8:]
+        values: list[Any] = [*row[:-8], tuple(json.loads(labels)), pin, bool(admitted), *rest]
         return cls(*values)
 
 

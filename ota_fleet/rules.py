@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 
+from ota_fleet.attempts import looping
+from ota_fleet.policy import STABLE, Policy, is_open, next_floor, opens_at
 from ota_server import (
     UNVERSIONED,
     Objection,
@@ -74,60 +77,189 @@ def _fits_partition(
     return Objection("too-big", reason)
 
 
-def towards_target(pin_of: Callable[[str], str]) -> Rule:
+PolicyOf = Callable[[str | None, str], Policy]  # of a device for a project; it must not wait
+
+
+def towards_target(policy_of: PolicyOf) -> Rule:
     """only_newer, but for a device with a pin: it gets that version alone, also downwards.
 
-    `pin_of` gives the version that a device is to run, "" for any, on the loop: it must not wait.
+    On its way it goes through the floors of the project. `again` lets it have what it runs.
     """
-    return functools.partial(_towards_target, pin_of)
+    return functools.partial(_towards_target, policy_of)
 
 
-def _towards_target(
-    pin_of: Callable[[str], str], report: Report, release: Release
-) -> Objection | None:
-    pin = pin_of(report.device) if report.device else ""
-    if not pin:
+def _towards_target(policy_of: PolicyOf, report: Report, release: Release) -> Objection | None:
+    policy = policy_of(report.device, release.project)
+    again = policy.again and report.version == Version.parse(policy.again)
+    if not (policy.pin or again):
         return only_newer(report, release)
-    target = Version.parse(pin)
-    if report.version == target:
-        return Objection("not-newer", f"the device runs {pin}, to which it is pinned", final=True)
-    if release.version != target:
-        return Objection("pinned", f"the device is pinned to {pin}, this is {release.version}")
-    return None
+    target = Version.parse(policy.again if again else policy.pin)
+    if report.version == target and not again:
+        reason = f"the device runs {policy.pin}, to which it is pinned"
+        return Objection("not-newer", reason, final=True)
+    floor = next_floor(policy.floors, report.version)
+    if release.version == target:
+        return None
+    if release.version == floor:
+        return only_newer(report, release)
+    reason = f"the device is pinned to {policy.pin}, this is {release.version}"
+    return Objection("pinned", reason)
 
 
-def not_again(pin_of: Callable[[str], str]) -> Rule:
-    """same_image, which does not end the search for the version to which a device is pinned."""
-    return functools.partial(_not_again, pin_of)
+def not_again(policy_of: PolicyOf, learned: Callable[[str], frozenset[str]]) -> Rule:
+    """same_image, which does not end the search for the version to which a device is pinned.
+
+    `learned` gives digests by which devices call the image with a SHA-256, on the loop.
+    """
+    return functools.partial(_not_again, policy_of, learned)
 
 
-def _not_again(pin_of: Callable[[str], str], report: Report, release: Release) -> Objection | None:
+def _not_again(
+    policy_of: PolicyOf,
+    learned: Callable[[str], frozenset[str]],
+    report: Report,
+    release: Release,
+) -> Objection | None:
     objection = same_image(report, release)
-    pin = pin_of(report.device) if objection and report.device else ""
-    if objection and pin and release.version != Version.parse(pin):
+    if objection is None:
+        called = {report.sketch_md5, report.sketch_sha256}
+        if release.kind != "sketch" or learned(release.facts.sha256).isdisjoint(called):
+            return None
+        reason = f"the device runs {release.version}, by what others call that image"
+        objection = Objection("same-image", reason, final=True)
+    policy = policy_of(report.device, release.project)
+    if policy.again and release.version == Version.parse(policy.again) == report.version:
+        return None
+    if policy.pin and release.version != Version.parse(policy.pin):
         return objection._replace(final=False)
     return objection
 
 
-def fit_for(pin_of: Callable[[str], str], channel_of: Callable[[str], str]) -> Rule:
-    """fit_unasked, but who is pinned to a pre-release may have it; on channel beta, any.
+def fit_for(policy_of: PolicyOf, channel_of: Callable[[Release], str]) -> Rule:
+    """fit_unasked, and what is on another channel than the device goes to those that are pinned.
 
-    `channel_of` gives one of CHANNELS, on the loop: it must not wait.
+    `channel_of` gives the channel of a release, on the loop: it must not wait. Everybody has what
+    is stable; a device on a channel has what is on that, too, such as pre-releases on beta.
     """
-    return functools.partial(_fit_for, pin_of, channel_of)
+    return functools.partial(_fit_for, policy_of, channel_of)
 
 
 def _fit_for(
-    pin_of: Callable[[str], str],
-    channel_of: Callable[[str], str],
+    policy_of: PolicyOf,
+    channel_of: Callable[[Release], str],
     report: Report,
     release: Release,
 ) -> Objection | None:
     objection = fit_unasked(report, release)
-    if not objection or not report.device:
+    if release.version == UNVERSIONED:
         return objection
-    pin = pin_of(report.device)
-    beta = channel_of(report.device) == "beta" and release.version != UNVERSIONED
-    if (release.version == Version.parse(pin)) if pin else beta:
+    channel = channel_of(release)
+    if objection is None and channel == STABLE:
+        return None
+    policy = policy_of(report.device, release.project)
+    wanted = policy.pin and release.version == Version.parse(policy.pin)
+    if wanted or (not policy.pin and channel in {STABLE, policy.channel}):
         return fit_unasked(report, replace(release, version=FINAL))  # all but that still holds
-    return objection
+    if objection:
+        return objection
+    own = policy.channel or STABLE
+    reason = f"{release.version} is on the channel {channel}, the device on {own}"
+    return Objection("other-channel", reason, foreign=True)
+
+
+def not_held(policy_of: PolicyOf) -> Rule:
+    """The rule that a device gets nothing as long as somebody holds it."""
+    return functools.partial(_not_held, policy_of)
+
+
+def _not_held(policy_of: PolicyOf, report: Report, release: Release) -> Objection | None:
+    if policy_of(report.device, release.project).hold != "yes":
+        return None
+    return Objection("on-hold", "somebody holds the device, its group or its project", final=True)
+
+
+def above_floors(policy_of: PolicyOf) -> Rule:
+    """The rule that a device does not jump over a version that all must go through."""
+    return functools.partial(_above_floors, policy_of)
+
+
+def _above_floors(policy_of: PolicyOf, report: Report, release: Release) -> Objection | None:
+    floors = policy_of(report.device, release.project).floors
+    floor = next_floor(floors, report.version) if floors else None
+    if floor is None or release.version <= floor:
+        return None
+    return Objection("floor", f"from {report.version} it goes through {floor} first")
+
+
+def in_window(policy_of: PolicyOf, now: Callable[[], float]) -> Rule:
+    """The rule that images are given in a maintenance window; `now` is UTC seconds."""
+    return functools.partial(_in_window, policy_of, now)
+
+
+def _in_window(
+    policy_of: PolicyOf, now: Callable[[], float], report: Report, release: Release
+) -> Objection | None:
+    window = policy_of(report.device, release.project).window
+    at = int(now()) if window else 0
+    if not window or is_open(window, at):
+        return None
+    opens = datetime.fromtimestamp(opens_at(window, at), UTC).strftime("%Y-%m-%d %H:%M UTC")
+    reason = f"the maintenance window {shown(window)} is closed, it opens at {opens}"
+    return Objection("outside-window", reason)
+
+
+def approved(policy_of: PolicyOf, is_approved: Callable[[str, str, str], bool]) -> Rule:
+    """The rule that some devices get only what somebody approved for them.
+
+    `is_approved` is asked for device, project and version on the loop: it must not wait.
+    """
+    return functools.partial(_approved, policy_of, is_approved)
+
+
+def _approved(
+    policy_of: PolicyOf,
+    is_approved: Callable[[str, str, str], bool],
+    report: Report,
+    release: Release,
+) -> Objection | None:
+    policy, version = policy_of(report.device, release.project), release.version.text
+    if policy.approval != "yes" or policy.pin == version:
+        return None
+    if report.device and is_approved(report.device, release.project, version):
+        return None
+    return Objection("waiting-for-approval", f"nobody has approved {version} for the device yet")
+
+
+def not_looping(is_looping: Callable[[str, str], bool]) -> Rule:
+    """The rule that a device is not given again and again what it does not get to run.
+
+    `is_looping` is asked for device and SHA-256 on the loop: it must not wait.
+    """
+    return functools.partial(_not_looping, is_looping)
+
+
+def _not_looping(
+    is_looping: Callable[[str, str], bool], report: Report, release: Release
+) -> Objection | None:
+    if not report.device or not is_looping(report.device, release.facts.sha256):
+        return None
+    return looping(release)
+
+
+def in_rollout(policy_of: PolicyOf, ask: Callable[[Report, Release], Objection | None]) -> Rule:
+    """The rule that a release goes out in stages, but to who is pinned to it.
+
+    `ask` says why a device has to wait, on the loop: it must not wait itself.
+    """
+    return functools.partial(_in_rollout, policy_of, ask)
+
+
+def _in_rollout(
+    policy_of: PolicyOf,
+    ask: Callable[[Report, Release], Objection | None],
+    report: Report,
+    release: Release,
+) -> Objection | None:
+    if policy_of(report.device, release.project).pin == release.version.text:
+        return None
+    return ask(report, release)

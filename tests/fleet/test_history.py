@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ota_fleet import Known, remember
 from ota_fleet import history as history_module
 from ota_fleet import registry as registry_module
-from ota_fleet import remember
 from ota_fleet.history import DAY, HOUR, MONTH, RECENT, VISITS, Count, History, Share
 from ota_fleet.registry import Registry, normal_id
 from ota_fleet.rows import clean
@@ -68,8 +68,9 @@ def decided(
 
 def told(registry: Registry, history: History, *events: Event, at: int = NOW) -> None:
     """Notes events, a second between them, as the server does, and waits until they are written."""
+    known = Known.of(registry)
     for second, event in enumerate(events, at):
-        remember(registry, history, str, event, functools.partial(float, second))
+        remember(known, history, str, event, functools.partial(float, second))
     registry.flush()
 
 
@@ -445,12 +446,12 @@ def test_server_remembers_what_it_decides(folder: Path) -> None:
 def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """10,000 devices of 20 projects, with all visits that are kept of some, and a year of days."""
     with opened(tmp_path_factory.mktemp("many") / "fleet.db") as registry:
-        history = History(registry)
+        known, history = Known.of(registry), History(registry)
         for number in range(10_000):
             event = decided(
                 device=mac(number), version=f"1.{number % 9}.0", project=f"p{number % 20}"
             )
-            remember(registry, history, str, event, functools.partial(float, NOW + number))
+            remember(known, history, str, event, functools.partial(float, NOW + number))
         registry.flush()
         told(registry, history, *[decided("2.0.0", mac(7), project="p7")] * 40, at=NOW + 10_000)
         with registry.writing() as connection:
@@ -489,7 +490,7 @@ def test_questions_about_the_fleet_are_quicker_than_reading_it(many: Registry) -
         (history_module._FAILING, "device_failing"),
         (history_module._SILENT, "device_by_age"),
         (history_module._HOURS + history_module._BY_HOUR, "sqlite_autoindex_tally_1"),
-        (registry_module._FORGET_VISITS, "visit_by_device"),
+        (registry_module._FORGET[0], "visit_by_device"),
     ],
 )
 def test_statement_uses_its_index(statement: str, index: str, many: Registry) -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from ota_fleet.files import Store
 from ota_fleet.image import describe
 from ota_fleet.ledger import Ledger
+from ota_fleet.policy import Policy, channel_of
 from ota_fleet.registry import Registry, Sighting
 from ota_fleet.rows import CHIPS, Project, Stocked, StoredRelease, Token, check_name
 from ota_fleet.rules import fit_for, fits_partition, not_again, towards_target, withdrawn
@@ -814,14 +815,14 @@ def code(objection: Objection | None) -> tuple[str, bool]:
 def test_device_goes_up_or_to_its_pin(
     pinned: str, running: str | None, offered: str, wanted: tuple[str, bool]
 ) -> None:
-    rule = towards_target({MAC: pinned}.__getitem__)
+    rule = towards_target(lambda *_: Policy(pin=pinned))
     assert code(rule(report(running), release(offered))) == wanted
 
 
 @pytest.mark.parametrize("device", [None, "5C:CF:7F:00:00:00"])
 @pytest.mark.parametrize(("running", "offered"), [("1.0.0", "1.1.0"), ("1.1.0", "1.1.0")])
 def test_without_a_pin_it_is_only_newer(device: str | None, running: str, offered: str) -> None:
-    rule = towards_target(lambda device: {MAC: "9.9.9"}.get(device, ""))
+    rule = towards_target(lambda device, _: Policy(pin="9.9.9" * (device == MAC)))
     asked = report(running, device), release(offered)
     assert rule(*asked) == only_newer(*asked)
 
@@ -839,7 +840,7 @@ def test_without_a_pin_it_is_only_newer(device: str | None, running: str, offere
 def test_device_never_gets_the_image_it_runs(
     pinned: str, offered: str, runs_it: bool, wanted: tuple[str, bool]
 ) -> None:
-    rule = not_again(lambda _: pinned)
+    rule = not_again(lambda *_: Policy(pin=pinned), lambda _: frozenset())
     asked = report("1.0.0", sketch_md5="a" * 32)
     found = rule(asked, release(offered, running=frozenset(("a" * 32,) * runs_it)))
     assert code(found) == wanted
@@ -923,7 +924,8 @@ def test_pinned_device_gets_its_version_or_nothing(
     running: str, pinned: str, gone: set[str], says_its_digest: bool
 ) -> None:
     releases = [release(v, running=frozenset((v,))) for v in reversed(VERSIONS)]
-    rules = [towards_target(lambda _: pinned), not_again(lambda _: pinned)]
+    policy = Policy(pin=pinned)
+    rules = [towards_target(lambda *_: policy), not_again(lambda *_: policy, lambda _: frozenset())]
     rules.append(withdrawn(lambda each: str(each.version) in gone))
     asked = report(running, sketch_md5=running if says_its_digest else None)
     outcome = choose(asked, releases, [*rules, *SAFETY[1:]])
@@ -965,7 +967,8 @@ def test_pre_release_goes_to_who_is_pinned_to_it_and_to_nobody_else(folder: Path
 def test_pre_release_fits_the_beta_channel_and_its_pin(
     pin: str, channel: str, offered: str, wanted: tuple[str, bool]
 ) -> None:
-    rule = fit_for({MAC: pin}.__getitem__, {MAC: channel}.__getitem__)
+    policy = Policy(pin=pin, channel=channel)
+    rule = fit_for(lambda *_: policy, lambda each: channel_of(each.version, ""))
     assert code(rule(report("1.0.0", MAC), release(offered))) == wanted
 
 

@@ -1,0 +1,402 @@
+"""Grants: an image is promised to a device in one transaction, before its first byte leaves.
+
+    thread -- grant() --> all that wait, in one transaction --> attempt, and Rollouts.admit()
+    loop   -- hear(), carry() --> the registry's next batch --> what became of attempts
+                                  `-> Rollouts.moved() -> a stage opens, a rollout halts
+
+What a check-in makes of an attempt is in `attempts.py`. What time alone decides, that a device is
+silent, is found out whenever anything is written, and by sweep().
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from sqlite3 import Connection
+from typing import NamedTuple
+
+from ota_fleet.assignments import Assignments
+from ota_fleet.attempts import (
+    BROKEN,
+    MAX_FULL,
+    OPEN,
+    PROVEN,
+    RETURNED,
+    SILENT,
+    Attempt,
+    Said,
+    can_teach,
+    digests_of,
+    is_news,
+    lane_of,
+    looping,
+    outcome_of,
+    patience_of,
+)
+from ota_fleet.registry import MAX_PAGE, Registry, normal_id
+from ota_fleet.rollouts import Notify, Rollouts, nobody
+from ota_fleet.rows import MAX_INTEGER
+from ota_server import Event, Objection, Refused, Release, Report, Transfer
+
+KEPT = 30  # attempts of each device
+START = 120  # seconds within which a download begins
+LONGEST = 3_600  # seconds that a download is believed to be under way
+SWEPT = 500  # attempts that one transaction finds silent
+MAX_LEARNED = 16  # digests by which one image is called
+
+_FIELDS = """SELECT id, device, lane, project, version, sha256, size, digests, rollout, before,
+    before_digest, granted, deadline, sent, busy, ended, outcome FROM attempt """
+_LAST = _FIELDS + "WHERE device = ? AND lane = ? ORDER BY id DESC LIMIT 1"
+_LAST_OF = _FIELDS + "WHERE device = ? AND sha256 = ? ORDER BY id DESC LIMIT 1"
+_OVERDUE = _FIELDS + "WHERE outcome = '' AND deadline <= ? ORDER BY deadline LIMIT ?"
+_LISTED = (
+    _FIELDS
+    + """WHERE (? = '' OR device = ?) AND (? = 0 OR rollout = ?) AND id < ?
+ORDER BY id DESC LIMIT ?"""
+)
+_ADD = """INSERT INTO attempt (device, lane, project, version, sha256, size, digests, rollout,
+    before, before_digest, granted, deadline, busy, sent, patience)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_SETTLE = "UPDATE attempt SET outcome = ?, ended = ? WHERE id = ?"
+_LEFT = """UPDATE attempt SET sent = ?, busy = ?,
+    deadline = CASE WHEN outcome = '' THEN ? + patience ELSE deadline END WHERE id = ?"""
+_AGAIN = """UPDATE attempt SET outcome = '', ended = 0, busy = ?, deadline = ? + patience
+WHERE id = ?"""
+_PRUNE = """DELETE FROM attempt WHERE device = ? AND id <= (
+    SELECT id FROM attempt WHERE device = ? ORDER BY id DESC LIMIT 1 OFFSET ?)"""
+_FULL = """SELECT COUNT(*) FROM attempt WHERE device = ? AND sha256 = ? AND forgiven = 0
+    AND sent >= size AND outcome <> 'proven'"""
+_FORGIVE = "UPDATE attempt SET forgiven = 1 WHERE device = ?"
+_LOOP = """INSERT INTO loop (device, sha256, project, version, at) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT DO NOTHING"""
+_LOOPS = "SELECT device, sha256, project, version, at FROM loop ORDER BY at DESC, device LIMIT ?"
+_LEARN = "INSERT INTO learned (sha256, digest) VALUES (?, ?) ON CONFLICT DO NOTHING"
+_LEARNED = "SELECT sha256, digest FROM learned"
+_ELSEWHERE = "SELECT 1 FROM device WHERE image = ? AND version <> ? LIMIT 1"
+_INTERVAL = "SELECT interval FROM device WHERE id = ?"
+_ONCE = "UPDATE policy SET again = '' WHERE scope = 'device' AND name = ? AND again = ?"
+_APPROVED = "DELETE FROM approval WHERE device = ? AND project = ? AND version = ?"
+_TALLY = "SELECT outcome, COUNT(*) FROM attempt GROUP BY outcome"
+
+log = logging.getLogger("ota.grants")
+
+
+class Loop(NamedTuple):
+    """A device that was given an image MAX_FULL times in full and does not run it."""
+
+    device: str
+    sha256: str
+    project: str
+    version: str
+    at: int  # UTC seconds
+
+
+class _Heard(NamedTuple):
+    """What a device said when it was given nothing."""
+
+    device: str
+    lane: str
+    said: Said
+    at: int  # UTC seconds
+
+
+class _Left(NamedTuple):
+    """What left of an image, so far or at all."""
+
+    device: str
+    sha256: str
+    start: int
+    stop: int
+    at: int  # UTC seconds
+    over: bool
+
+
+@dataclass(slots=True)
+class _Wish:
+    """Somebody waits for a grant."""
+
+    report: Report
+    release: Release
+    done: bool = False  # else nothing is given
+    objection: Objection | None = None
+
+
+class Grants:
+    """The rows of attempts; see the module for who calls what."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        assignments: Assignments,
+        rollouts: Rollouts,
+        *,
+        notify: Notify = nobody,
+        now: Callable[[], float] = time.time,
+        proxied: bool = False,
+    ) -> None:
+        """`proxied`: what a proxy sends for us counts as sent, as nobody tells us."""
+        self._registry, self._assignments, self._rollouts = registry, assignments, rollouts
+        self._notify, self._now, self._proxied = notify, now, proxied
+        self._wishes: deque[_Wish] = deque()
+        self._turn = threading.Lock()  # who grants for all that wait
+        self._live: dict[str, Transfer] = {}  # by device; of this process
+        self._loops: Mapping[str, frozenset[str]] = {}  # replaced whole
+        self._learned: Mapping[str, frozenset[str]] = {}
+        self._note = registry.in_batches(self._write)
+        registry.watch(self.read)
+
+    # -- What the loop asks ------------------------------------------------------------------------
+
+    def is_looping(self, device: str, sha256: str) -> bool:
+        """Whether a device is not given an image any more."""
+        return bool(self._loops) and sha256 in self._loops.get(normal_id(device), ())
+
+    def learned(self, sha256: str) -> frozenset[str]:
+        """Digests by which devices call an image, beside those that it says."""
+        return self._learned.get(sha256, frozenset())
+
+    def live(self) -> dict[str, tuple[int, int]]:
+        """Downloads under way: by device, the bytes that have left, and all there are."""
+        found = tuple(self._live.items())
+        return {device: (each.part.start + each.sent(), each.image.size) for device, each in found}
+
+    def read(self) -> None:
+        """Takes what the registry holds now."""
+        loops: dict[str, set[str]] = {}
+        for device, sha256, *_ in self._registry.rows(_LOOPS, MAX_INTEGER):
+            loops.setdefault(device, set()).add(sha256)
+        learned: dict[str, set[str]] = {}
+        for sha256, digest in self._registry.rows(_LEARNED):
+            learned.setdefault(sha256, set()).add(digest)
+        self._loops = {device: frozenset(found) for device, found in loops.items()}
+        self._learned = {sha256: frozenset(found) for sha256, found in learned.items()}
+
+    # -- Grants ------------------------------------------------------------------------------------
+
+    def grant(self, report: Report, release: Release) -> Objection | None:
+        """The last word about an image: None, and the row is on the disk; or why not.
+
+        For who can never prove that it runs it there is no row. Refused: 503, it cannot be written.
+        """
+        if not report.is_accountable():
+            return None
+        wish = _Wish(report, release)
+        self._wishes.append(wish)
+        with self._turn:
+            if not wish.done:
+                self._grant_all()
+        if not wish.done:
+            raise Refused(503, "no image is given, as that cannot be noted: see the log")
+        return wish.objection
+
+    def _grant_all(self) -> None:
+        """Grants to all that wait, in one transaction: the disk is waited for once."""
+        wishes = [self._wishes.popleft() for _ in range(len(self._wishes))]
+        try:
+            with self._registry.granting() as connection:
+                now = int(self._now())
+                self._sweep(connection, now)
+                for wish in wishes:
+                    wish.objection = self._grant(connection, wish.report, wish.release, now)
+        except sqlite3.Error as err:
+            log.error("no image is given, as that cannot be noted: %s", err)  # noqa: TRY400
+            return
+        for wish in wishes:
+            wish.done = True
+
+    def _grant(
+        self, connection: Connection, report: Report, release: Release, now: int
+    ) -> Objection | None:
+        device, objection, rollout = normal_id(report.device or ""), None, 0
+        last = self._last(connection, _LAST, device, lane_of(release.kind))
+        goes_on = last is not None and _goes_on(last, report, release)
+        if last and not goes_on:
+            self._settle(connection, last, Said.by(report), now)
+        if not goes_on and self._loops_now(connection, device, release, now):
+            return looping(release)
+        policy = self._assignments.policy(report.device, release.project)
+        # What somebody wants of this one device is no experiment; what has begun is finished.
+        begun = goes_on and report.asks == "rest"
+        if policy.pin != release.version.text and not begun:
+            objection, rollout = self._rollouts.admit(connection, report, release, now)
+        if last and goes_on and (objection is None or objection.code == "paced"):
+            if last.outcome:
+                self._rollouts.moved(connection, [(last.rollout, device, OPEN)], now)
+            connection.execute(_AGAIN, (now + START, now, last.id))
+            return None
+        if objection is None:
+            self._add(connection, report, release, rollout, now)
+        return objection
+
+    def _add(
+        self, connection: Connection, report: Report, release: Release, rollout: int, now: int
+    ) -> None:
+        device, said = normal_id(report.device or ""), Said.by(report)
+        version = release.version.text
+        plan = self._rollouts.plan_of(release)
+        row = connection.execute(_INTERVAL, (device,)).fetchone()
+        patience = plan.patience or patience_of(row[0] if row else 0)
+        connection.execute(_ADD, (
+            device, lane_of(release.kind), release.project, version, release.facts.sha256,
+            release.size, json.dumps(digests_of(release)), rollout, said.version, said.digest,
+            now, now + patience, now + START, release.size * self._proxied, patience,
+        ))  # fmt: skip
+        connection.execute(_PRUNE, (device, device, KEPT))
+        if connection.execute(_ONCE, (device, version)).rowcount:
+            self._assignments.forget_again(device)
+
+    def _loops_now(self, connection: Connection, device: str, release: Release, now: int) -> bool:
+        """Whether a device was given an image too often, which is noted."""
+        sha256 = release.facts.sha256
+        count = connection.execute(_FULL, (device, sha256)).fetchone()[0]
+        if count < MAX_FULL:
+            return False
+        found = Loop(device, sha256, release.project, release.version.text, now)
+        if connection.execute(_LOOP, found).rowcount:
+            data = {each: getattr(found, each) for each in ("device", "project", "version")}
+            self._notify(connection, "device.looping", data)
+            self._loops = {
+                **self._loops, device: self._loops.get(device, frozenset()) | {sha256}
+            }  # fmt: skip
+        return True
+
+    # -- What became of them -----------------------------------------------------------------------
+
+    def hear(self, event: Event, at: int) -> None:
+        """The listener that notes what a device says it runs; never waits.
+
+        What it says with a grant, that has noted itself; who gets bytes by another way is not back.
+        """
+        report, outcome = event
+        device = normal_id(report.device or "")
+        if device and not isinstance(outcome, Release):
+            self._note(_Heard(device, lane_of(report.kind), Said.by(report), at))
+
+    def hear_version(self, device: str, version: str, at: int) -> None:
+        """The same, of who says its version by another way."""
+        self._note(_Heard(normal_id(device), "sketch", Said(version, "", ""), at))
+
+    def carry(self, transfer: Transfer) -> None:
+        """Notes what leaves; never waits."""
+        device = normal_id(transfer.recipient.partition(" ")[0])
+        if device == "-":
+            return
+        if transfer.over:
+            self._live.pop(device, None)
+        else:
+            self._live[device] = transfer
+        start = transfer.part.start
+        stop = start + transfer.sent() * transfer.over
+        at = int(self._now())
+        self._note(_Left(device, transfer.image.sha256, start, stop, at, transfer.over))
+
+    def sweep(self) -> None:
+        """Finds out who is silent, when nothing else is written. sqlite3.Error: it cannot, now."""
+        with self._registry.granting() as connection:
+            self._sweep(connection, int(self._now()))
+
+    def _write(self, connection: Connection, items: list[_Heard | _Left]) -> None:
+        """Part of a batch's transaction, behind its check-ins."""
+        for item in items:
+            if isinstance(item, _Left):
+                self._leave(connection, item)
+                continue
+            last = self._last(connection, _LAST, item.device, item.lane)
+            if last and not (last.busy > item.at and not last.is_full):  # it downloads, elsewhere
+                self._settle(connection, last, item.said, item.at)
+        self._sweep(connection, int(self._now()))
+
+    def _leave(self, connection: Connection, item: _Left) -> None:
+        attempt = self._last(connection, _LAST_OF, item.device, item.sha256)
+        if attempt is None:
+            return
+        sent = max(attempt.sent, item.stop) if item.start <= attempt.sent else attempt.sent
+        busy = 0 if item.over else item.at + LONGEST
+        connection.execute(_LEFT, (sent, busy, item.at, attempt.id))
+        if attempt.outcome == BROKEN and sent >= attempt.size:  # it was back before we knew
+            self._end(connection, attempt, RETURNED, item.at)
+
+    def _settle(self, connection: Connection, attempt: Attempt, said: Said, at: int) -> None:
+        """What a check-in makes of an attempt."""
+        outcome = outcome_of(attempt, said, self.learned(attempt.sha256))
+        if not is_news(attempt, outcome):
+            return
+        self._end(connection, attempt, outcome, at)
+        if outcome == PROVEN:
+            connection.execute(_APPROVED, (attempt.device, attempt.project, attempt.version))
+            if can_teach(attempt, said):
+                self._learn(connection, attempt, said)
+
+    def _learn(self, connection: Connection, attempt: Attempt, said: Said) -> None:
+        """Notes what a device calls an image, unless others call another one so."""
+        known = self.learned(attempt.sha256)
+        others = connection.execute(_ELSEWHERE, (said.digest, attempt.version)).fetchone()
+        if others or len(known) >= MAX_LEARNED:
+            return
+        connection.execute(_LEARN, (attempt.sha256, said.digest))
+        self._learned = {**self._learned, attempt.sha256: known | {said.digest}}
+
+    def _sweep(self, connection: Connection, now: int) -> None:
+        for row in connection.execute(_OVERDUE, (now, SWEPT)).fetchall():
+            attempt = Attempt.of(row)
+            self._end(connection, attempt, SILENT, now)
+            data = {"device": attempt.device, "project": attempt.project}
+            more = {"version": attempt.version, "since": attempt.granted}
+            self._notify(connection, "device.silent", data | more)
+
+    def _end(self, connection: Connection, attempt: Attempt, outcome: str, at: int) -> None:
+        connection.execute(_SETTLE, (outcome, at, attempt.id))
+        log.info(
+            "%s %s %s -> %s %s", attempt.device, attempt.project, attempt.before or "-",
+            attempt.version, outcome,
+        )  # fmt: skip
+        if attempt.rollout:
+            self._rollouts.moved(connection, [(attempt.rollout, attempt.device, outcome)], at)
+
+    @staticmethod
+    def _last(connection: Connection, statement: str, device: str, which: str) -> Attempt | None:
+        row = connection.execute(statement, (device, which)).fetchone()
+        return Attempt.of(row) if row else None
+
+    # -- For people --------------------------------------------------------------------------------
+
+    def attempts(
+        self, device: str = "", rollout: int = 0, before: int = MAX_INTEGER, limit: int = 100
+    ) -> list[Attempt]:
+        """A page of attempts, the newest first, from below the id `before`; at most MAX_PAGE.
+
+        Of a device, or of a rollout; "" and 0: of all.
+        """
+        device, limit = normal_id(device), max(1, min(limit, MAX_PAGE))
+        rows = self._registry.rows(_LISTED, device, device, rollout, rollout, before, limit)
+        return [Attempt.of(row) for row in rows]
+
+    def loops(self, limit: int = 100) -> list[Loop]:
+        """Devices that are not given an image any more, the last first."""
+        return [Loop(*row) for row in self._registry.rows(_LOOPS, limit)]
+
+    def forgive(self, device: str) -> bool:
+        """Lets a device have again what it was given in vain; False: there was nothing."""
+        device = normal_id(device)
+        with self._registry.writing() as connection:
+            connection.execute(_FORGIVE, (device,))
+            return connection.execute("DELETE FROM loop WHERE device = ?", (device,)).rowcount > 0
+
+    def tally(self) -> dict[str, int]:
+        """How many attempts there are of each outcome; "": not known yet."""
+        return dict(self._registry.rows(_TALLY))
+
+
+def _goes_on(last: Attempt, report: Report, release: Release) -> bool:
+    """Whether a request belongs to the download that the device was granted before."""
+    if last.sha256 != release.facts.sha256:
+        return False
+    if report.asks == "rest":
+        return last.outcome in {OPEN, BROKEN}
+    return last.outcome == OPEN and last.sent == 0 and Said.by(report).version == last.before

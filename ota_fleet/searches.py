@@ -1,0 +1,34 @@
+"""How devices are looked for, in SQL: what a Search and its order mean to the registry."""
+
+from __future__ import annotations
+
+# To its project, whose alias it may say.
+ADMITTED = """EXISTS (SELECT 1 FROM admission WHERE admission.device = device.id
+    AND admission.project IN (device.project,
+        (SELECT alias.project FROM alias WHERE alias.name = device.project)))"""
+# Labels are a line each, so that one is found as it is and no part of another. A tab keeps the
+# fields apart. lower() is for ASCII in SQLite, for all letters in PostgreSQL. The + keeps away an
+# index that would take the place of the order's.
+FOUND = """+last_seen >= ? AND +last_seen < ? AND (? = '' OR chip = ?) AND (? = '' OR version = ?)
+    AND (? = '' OR replace(labels, ?, '') <> labels) AND (? = '%%' OR lower(id || '\t'
+    || replace(id, ':', '') || '\t' || project || '\t' || chip || '\t' || version || '\t'
+    || address || '\t' || notes || '\t' || labels) LIKE lower(?) ESCAPE '!')"""
+OF_PROJECT = "project = ? AND "
+ALSO_CALLED = """project IN (SELECT ? UNION ALL SELECT name FROM alias WHERE alias.project = ?)
+    AND """
+STATES = {  # in which devices may be looked for
+    "": "",
+    "admitted": ADMITTED + " AND ",
+    "unknown": "NOT " + ADMITTED + " AND ",
+    "failing": "offers >= 3 AND ",
+    "pinned": "pin <> '' AND ",
+    "looping": "EXISTS (SELECT 1 FROM loop WHERE loop.device = device.id) AND ",
+}
+SORTED = {  # what is behind a place, and the order
+    "id": (" AND id > ?", " ORDER BY id LIMIT ?"),
+    "-id": (" AND id < ?", " ORDER BY id DESC LIMIT ?"),
+    "project": (" AND (project, id) > (?, ?)", " ORDER BY project, id LIMIT ?"),
+    "-project": (" AND (project, id) < (?, ?)", " ORDER BY project DESC, id DESC LIMIT ?"),
+    "last_seen": (" AND (last_seen, id) > (?, ?)", " ORDER BY last_seen, id LIMIT ?"),
+    "-last_seen": (" AND (last_seen, id) < (?, ?)", " ORDER BY last_seen DESC, id DESC LIMIT ?"),
+}
