@@ -28,6 +28,7 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, Generic, TypeVar
 
+from ota_fleet import searches
 from ota_fleet.policy import check_word
 from ota_fleet.rows import (
     MAX_LONG,
@@ -42,7 +43,6 @@ from ota_fleet.rows import (
     normal_id,
 )
 from ota_fleet.schema import WAIT, connect, pragma, prepare, save, transaction
-from ota_fleet.searches import ADMITTED, ALSO_CALLED, FOUND, OF_PROJECT, SORTED, STATES
 from ota_server import Version
 
 __all__ = ["App", "Device", "Registry", "Search", "Sighting", "StoredFile", "normal_id"]
@@ -112,11 +112,11 @@ _FORGET = (  # what goes with a device
 )
 _FIELDS = """SELECT id, project, chip, version, image, free_space, sdk, address,
     first_seen, last_seen, downloads, notes, labels, pin, """
-_DEVICES = _FIELDS + ADMITTED + ", offered, offers, channel, team, interval FROM device WHERE "
+_DEVICES = (
+    _FIELDS + searches.ADMITTED + ", offered, offers, channel, team, interval FROM device WHERE "
+)
 _VERSIONS = "SELECT version, id FROM device WHERE "
 _COUNT = "SELECT COUNT(*) FROM device WHERE "
-_CHIPS = "SELECT DISTINCT chip FROM device WHERE chip <> '' ORDER BY chip LIMIT ?"
-_LABELS = "SELECT DISTINCT labels FROM device WHERE labels <> '[]' LIMIT ?"
 _ADMISSIONS = """SELECT device FROM admission WHERE project = ? AND device > ?
 ORDER BY device LIMIT ?"""
 _NOTE = """UPDATE device SET notes = COALESCE(?, notes), labels = COALESCE(?, labels),
@@ -335,7 +335,7 @@ class Registry:
         limit = max(1, min(limit, MAX_PAGE))
         if search.sort.endswith("version"):
             return self._by_version((_VERSIONS + where, *values), search.sort, after, limit)
-        behind, order = SORTED[search.sort]
+        behind, order = searches.SORTED[search.sort]
         statement = _DEVICES + where + (behind if after else "") + order
         return [Device.of(row) for row in self.rows(statement, *values, *after, limit)]
 
@@ -344,8 +344,13 @@ class Registry:
         names, of_project = [clean(search.project)] * bool(search.project), ""
         if names:  # with an alias there is no index for the order
             also = self.rows("SELECT 1 FROM alias WHERE project = ? LIMIT 1", *names)
-            of_project, names = (ALSO_CALLED, names * 2) if also else (OF_PROJECT, names)
-        return STATES[search.state] + of_project + FOUND, (*names, *search.values())
+            of_project, names = (
+                (searches.ALSO_CALLED, names * 2) if also else (searches.OF_PROJECT, names)
+            )
+        return searches.STATES[search.state] + of_project + searches.FOUND, (
+            *names,
+            *search.values(),
+        )
 
     def count(self, search: Search) -> int:
         """How many devices there are of a search."""
@@ -354,8 +359,8 @@ class Registry:
 
     def words(self) -> tuple[list[str], list[str]]:
         """The chips that devices have, and the labels."""
-        lists = [json.loads(text) for (text,) in self.rows(_LABELS, MAX_PAGE)]
-        return [chip for (chip,) in self.rows(_CHIPS, MAX_PAGE)], sorted({*chain(*lists)})
+        lists = [json.loads(text) for (text,) in self.rows(searches.LABELS, MAX_PAGE)]
+        return [chip for (chip,) in self.rows(searches.CHIPS, MAX_PAGE)], sorted({*chain(*lists)})
 
     def _by_version(
         self, query: Sequence[Any], sort: str, after: Sequence[str | int], limit: int

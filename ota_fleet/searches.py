@@ -32,3 +32,5 @@ SORTED = {  # what is behind a place, and the order
     "last_seen": (" AND (last_seen, id) > (?, ?)", " ORDER BY last_seen, id LIMIT ?"),
     "-last_seen": (" AND (last_seen, id) < (?, ?)", " ORDER BY last_seen DESC, id DESC LIMIT ?"),
 }
+CHIPS = "SELECT DISTINCT chip FROM device WHERE chip <> '' ORDER BY chip LIMIT ?"
+LABELS = "SELECT DISTINCT labels FROM device WHERE labels <> '[]' LIMIT ?"
