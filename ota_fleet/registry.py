@@ -110,11 +110,6 @@ _FORGET = (  # what goes with a device
     "DELETE FROM approval WHERE device = ?",
     "DELETE FROM policy WHERE scope = 'device' AND name = ?",
 )
-_FIELDS = """SELECT id, project, chip, version, image, free_space, sdk, address,
-    first_seen, last_seen, downloads, notes, labels, pin, """
-_DEVICES = (
-    _FIELDS + searches.ADMITTED + ", offered, offers, channel, team, interval FROM device WHERE "
-)
 _VERSIONS = "SELECT version, id FROM device WHERE "
 _COUNT = "SELECT COUNT(*) FROM device WHERE "
 _ADMISSIONS = """SELECT device FROM admission WHERE project = ? AND device > ?
@@ -330,31 +325,18 @@ class Registry:
         Raises:
             KeyError: there is no such order, or state.
         """
-        where, values = self._where(search)
+        where, values = searches.where(search, self.rows)
         after = [clean(each) if isinstance(each, str) else each for each in after]
         limit = max(1, min(limit, MAX_PAGE))
         if search.sort.endswith("version"):
             return self._by_version((_VERSIONS + where, *values), search.sort, after, limit)
         behind, order = searches.SORTED[search.sort]
-        statement = _DEVICES + where + (behind if after else "") + order
+        statement = searches.DEVICES + where + (behind if after else "") + order
         return [Device.of(row) for row in self.rows(statement, *values, *after, limit)]
-
-    def _where(self, search: Search) -> tuple[str, tuple[str | int, ...]]:
-        """What a search is in SQL. KeyError: there is no such state."""
-        names, of_project = [clean(search.project)] * bool(search.project), ""
-        if names:  # with an alias there is no index for the order
-            also = self.rows("SELECT 1 FROM alias WHERE project = ? LIMIT 1", *names)
-            of_project, names = (
-                (searches.ALSO_CALLED, names * 2) if also else (searches.OF_PROJECT, names)
-            )
-        return searches.STATES[search.state] + of_project + searches.FOUND, (
-            *names,
-            *search.values(),
-        )
 
     def count(self, search: Search) -> int:
         """How many devices there are of a search."""
-        where, values = self._where(search)
+        where, values = searches.where(search, self.rows)
         return int(self.rows(_COUNT + where, *values)[0][0])
 
     def words(self) -> tuple[list[str], list[str]]:
@@ -369,12 +351,12 @@ class Registry:
         with self.reading() as connection, transaction(connection, "BEGIN"):
             rows = connection.execute(query[0], query[1:])
             found = [*islice(by_version(rows, after, down=sort[0] == "-"), limit)]
-            one = functools.partial(connection.execute, _DEVICES + "id = ?")
+            one = functools.partial(connection.execute, searches.DEVICES + "id = ?")
             return [Device.of(one((device,)).fetchone()) for device in found]
 
     def device(self, device: str) -> Device | None:
         """What is known of an id; None: it was never seen, or forgotten."""
-        rows = self.rows(_DEVICES + "id = ?", normal_id(device))
+        rows = self.rows(searches.DEVICES + "id = ?", normal_id(device))
         return Device.of(rows[0]) if rows else None
 
     def forget(self, device: str) -> bool:

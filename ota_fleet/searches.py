@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from ota_fleet.rows import Search, clean
+
 # To its project, whose alias it may say.
 ADMITTED = """EXISTS (SELECT 1 FROM admission WHERE admission.device = device.id
     AND admission.project IN (device.project,
         (SELECT alias.project FROM alias WHERE alias.name = device.project)))"""
+_SAID = """SELECT id, project, chip, version, image, free_space, sdk, address,
+    first_seen, last_seen, downloads, notes, labels, pin, """
+DEVICES = _SAID + ADMITTED + ", offered, offers, channel, team, interval FROM device WHERE "
 # Labels are a line each, so that one is found as it is and no part of another. A tab keeps the
 # fields apart. lower() is for ASCII in SQLite, for all letters in PostgreSQL. The + keeps away an
 # index that would take the place of the order's.
@@ -34,3 +41,16 @@ SORTED = {  # what is behind a place, and the order
 }
 CHIPS = "SELECT DISTINCT chip FROM device WHERE chip <> '' ORDER BY chip LIMIT ?"
 LABELS = "SELECT DISTINCT labels FROM device WHERE labels <> '[]' LIMIT ?"
+
+
+def where(search: Search, rows: Callable[..., list[object]]) -> tuple[str, tuple[str | int, ...]]:
+    """What a search is in SQL, and its values; `rows` gives what a statement finds.
+
+    Raises:
+        KeyError: there is no such state.
+    """
+    names, of_project = [clean(search.project)] * bool(search.project), ""
+    if names:  # with an alias there is no index for the order
+        also = rows("SELECT 1 FROM alias WHERE project = ? LIMIT 1", *names)
+        of_project, names = (ALSO_CALLED, names * 2) if also else (OF_PROJECT, names)
+    return STATES[search.state] + of_project + FOUND, (*names, *search.values())

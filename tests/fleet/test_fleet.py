@@ -465,7 +465,8 @@ def test_registry_that_fails_lets_nobody_in(strict: Site) -> None:
         raise RuntimeError("no registry")
 
     failing = not_whitelisted(fail)
-    others = (each for each in strict.rules if getattr(each, "func", None) is not failing.func)
+    function = getattr(failing, "func", None)
+    others = (each for each in strict.rules if getattr(each, "func", None) is not function)
     site = dataclasses.replace(strict, rules=(*others, failing))
     assert ask(site, S3, ESP8266).status == 500
 

@@ -1404,8 +1404,8 @@ def test_search_that_finds_nothing_is_quicker_than_reading_all(many: Registry) -
 
 
 _SORTED = searches.SORTED
-_PAGE = registry_module._DEVICES + searches.FOUND
-_OF_P7 = registry_module._DEVICES + searches.OF_PROJECT + searches.FOUND
+_PAGE = searches.DEVICES + searches.FOUND
+_OF_P7 = searches.DEVICES + searches.OF_PROJECT + searches.FOUND
 
 
 @pytest.mark.parametrize(
@@ -1416,7 +1416,7 @@ _OF_P7 = registry_module._DEVICES + searches.OF_PROJECT + searches.FOUND
         (_PAGE + "".join(_SORTED["project"]), "device_by_project"),
         (_PAGE + "".join(_SORTED["-last_seen"]), "device_by_age"),
         (_OF_P7 + "".join(_SORTED["id"]), "device_by_project"),
-        (registry_module._DEVICES + "id = ?", "sqlite_autoindex_device_1"),
+        (searches.DEVICES + "id = ?", "sqlite_autoindex_device_1"),
         (registry_module._CROWD_OUT, "device_by_age"),
         (registry_module._CROWD_OUT, "admission_by_device"),
         (registry_module._APPS + "WHERE device_id = ?", "sqlite_autoindex_device_app_1"),
