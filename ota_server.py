@@ -962,6 +962,7 @@ class Objection(NamedTuple):
     deny: bool = False  # the device should show an error (403) instead of "no update" (304)
     final: bool = False  # it gets no older release either
     foreign: bool = False  # the release is for other devices: what else is wrong does not count
+    usual: bool = False  # a normal day: nobody needs to look
 
     def __str__(self) -> str:
         """Code and sentence."""
@@ -1554,7 +1555,8 @@ def recognised(report: Report, releases: Sequence[Release], among: Sequence[Rele
 def log_decision(event: Event) -> None:
     """One line a decision, so that `grep <mac>` tells a device's story."""
     report, outcome = event.report, event.outcome
-    level = logging.INFO if isinstance(outcome, Release) or outcome.final else logging.WARNING
+    usual = isinstance(outcome, Release) or outcome.final or outcome.usual
+    level = logging.INFO if usual else logging.WARNING
     if log.isEnabledFor(level):
         verdict = f"-> {outcome.version}" if isinstance(outcome, Release) else f"stays, {outcome}"
         who = (report.device or "-", report.address, printable(report.project) or "-")

@@ -193,15 +193,15 @@ def objection(rollout: Rollout, results: Results, asker: Asker) -> Objection | N
         return None
     if rollout.state != RUNNING:
         why = f": {rollout.reason}" if rollout.reason else ""
-        return Objection(rollout.state, f"{name} is {rollout.state}{why}")
+        return Objection(rollout.state, f"{name} is {rollout.state}{why}", usual=True)
     if target := _off_target(rollout.plan, asker):
-        return Objection("not-targeted", f"{name} is {target}")
+        return Objection("not-targeted", f"{name} is {target}", usual=True)
     if asker.is_member:
         return None
     stage = rollout.plan.stages[rollout.stage]
     if reason := _waits(rollout, stage, results, asker):
         where = f"{name} is at stage {rollout.stage + 1} of {len(rollout.plan.stages)}"
-        return Objection("waiting-for-stage", f"{where}: {reason}")
+        return Objection("waiting-for-stage", f"{where}: {reason}", usual=True)
     return None
 
 

@@ -191,12 +191,13 @@ class Rollouts:
                 until = first + plan.period
                 clock = datetime.fromtimestamp(until, UTC).strftime("%H:%M:%S UTC")
                 reason = f"{count} devices had it in {plan.period} s, the next may at {clock}"
-                found = Objection("paced", f"the rollout of {rollout.version} is paced: {reason}")
+                reason = f"the rollout of {rollout.version} is paced: {reason}"
+                found = Objection("paced", reason, usual=True)
         if plan.at_once and not found:
             busy = connection.execute(_BUSY, (rollout.id, now)).fetchone()[0]
             if busy >= plan.at_once:
                 reason = f"{busy} devices download {rollout.version} just now, no more may"
-                found = Objection("paced", reason)
+                found = Objection("paced", reason, usual=True)
         if found and (view := self._views.get(key)):
             view.closed, view.closed_until = found, until
         return found

@@ -164,7 +164,7 @@ def _fit_for(
         return objection
     own = policy.channel or STABLE
     reason = f"{release.version} is on the channel {channel}, the device on {own}"
-    return Objection("other-channel", reason, foreign=True)
+    return Objection("other-channel", reason, foreign=True, usual=True)
 
 
 def not_held(policy_of: PolicyOf) -> Rule:
@@ -205,7 +205,7 @@ def _in_window(
         return None
     opens = datetime.fromtimestamp(opens_at(window, at), UTC).strftime("%Y-%m-%d %H:%M UTC")
     reason = f"the maintenance window {shown(window)} is closed, it opens at {opens}"
-    return Objection("outside-window", reason)
+    return Objection("outside-window", reason, usual=True)
 
 
 def approved(policy_of: PolicyOf, is_approved: Callable[[str, str, str], bool]) -> Rule:
@@ -227,7 +227,8 @@ def _approved(
         return None
     if report.device and is_approved(report.device, release.project, version):
         return None
-    return Objection("waiting-for-approval", f"nobody has approved {version} for the device yet")
+    reason = f"nobody has approved {version} for the device yet"
+    return Objection("waiting-for-approval", reason, usual=True)
 
 
 def not_looping(is_looping: Callable[[str, str], bool]) -> Rule:
