@@ -155,4 +155,5 @@ def interval_of(before: int, gap: int) -> int:
 def looping(release: Release) -> Objection:
     """Why a device does not get an image again."""
     reason = f"{release.version} was given {MAX_FULL} times in full and the device does not run it"
-    return Objection("loop", f"{reason}: look at it, then let it try again")
+    # Final: it may well run it and say an old version, and an older image would take it back.
+    return Objection("loop", f"{reason}: look at it, then let it try again", final=True)
