@@ -26,6 +26,21 @@ _MOVES = (
     AND sha256 IN (SELECT sha256 FROM withdrawal WHERE project = ?)""",
     """DELETE FROM admission WHERE project = ?
     AND device IN (SELECT device FROM admission WHERE project = ?)""",
+    """DELETE FROM policy WHERE scope = 'project' AND name = ?
+    AND EXISTS (SELECT 1 FROM policy WHERE scope = 'project' AND name = ?)""",
+    """DELETE FROM approval WHERE project = ?
+    AND (device, version) IN (SELECT device, version FROM approval WHERE project = ?)""",
+    """DELETE FROM shelf WHERE project = ?
+    AND version IN (SELECT version FROM shelf WHERE project = ?)""",
+    """DELETE FROM announced WHERE project = ?
+    AND version IN (SELECT version FROM announced WHERE project = ?)""",
+    "UPDATE policy SET name = ? WHERE scope = 'project' AND name = ?",
+    "UPDATE approval SET project = ? WHERE project = ?",
+    "UPDATE shelf SET project = ? WHERE project = ?",
+    "UPDATE announced SET project = ? WHERE project = ?",
+    "UPDATE rollout SET project = ? WHERE project = ?",
+    "UPDATE attempt SET project = ? WHERE project = ?",
+    "UPDATE loop SET project = ? WHERE project = ?",
     "UPDATE project SET name = ? WHERE name = ?",
     "UPDATE alias SET project = ? WHERE project = ?",
     "UPDATE release SET project = ? WHERE project = ?",

@@ -73,6 +73,14 @@ _TOKENS = """SELECT id FROM token WHERE project = ?
 OR project IN (SELECT name FROM alias WHERE project = ?) ORDER BY id"""
 _RUNNING = "SELECT DISTINCT version, image, pin FROM device WHERE project = ?"
 
+_FORGET = (  # what was said of a project that a later one of its name shall not have
+    "DELETE FROM admission WHERE project = ?",
+    "DELETE FROM policy WHERE scope = 'project' AND name = ?",
+    "DELETE FROM approval WHERE project = ?",
+    "DELETE FROM shelf WHERE project = ?",
+    "DELETE FROM rollout WHERE project = ?",
+)
+
 UNKNOWN = Project("")
 
 log = logging.getLogger("ota.stock")
@@ -531,7 +539,8 @@ class Stock:
                 if tokens := connection.execute(_TOKENS, (name, name)).fetchall():
                     ids = ", ".join(str(number) for (number,) in tokens)
                     raise Refused(409, f"{shown(name)} has tokens: revoke them first, {ids}")
-                connection.execute("DELETE FROM admission WHERE project = ?", (name,))
+                for statement in _FORGET:
+                    connection.execute(statement, (name,))
             connection.execute(_UNNAME, (name,))
             return connection.execute("DELETE FROM project WHERE name = ?", (name,)).rowcount > 0
 

@@ -369,6 +369,57 @@ def test_renamed_project_answers_to_both_names(house: House) -> None:
         assert registry.admissions("lantern") == [MAC]
 
 
+# What devices called a project then, and what one was called before, stays as it was.
+HISTORY = {"alias", "device", "spread", "tally", "visit"}
+VALUES = {
+    "id": "900",
+    "plan": "{}",
+    "excused": "[]",
+    "digests": "[]",
+    "chips": "[]",
+    "floors": "[]",
+}  # what is no word
+
+
+def named(connection: sqlite3.Connection, name: str) -> dict[str, int]:
+    """How many rows say that name, of each table that can."""
+    found = {"policy": "SELECT COUNT(*) FROM policy WHERE scope = 'project' AND name = ?"}
+    for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
+        if table not in HISTORY and "project" in columns(connection, table):
+            found[table] = f"SELECT COUNT(*) FROM {table} WHERE project = ?"  # noqa: S608
+    return {each: connection.execute(text, (name,)).fetchone()[0] for each, text in found.items()}
+
+
+def columns(connection: sqlite3.Connection, table: str) -> list[str]:
+    """The columns of a table."""
+    rows = connection.execute("SELECT name FROM pragma_table_info(?)", (table,))
+    return [each for (each,) in rows]
+
+
+def filled(connection: sqlite3.Connection, name: str) -> None:
+    """A row that says that name in each table that can have one and has none."""
+    text = "INSERT INTO policy VALUES ('project', ?, '', '', '', '', '', '[]', '', 0, '')"
+    connection.execute(text, (name,))
+    for table, rows in named(connection, name).items():
+        if not rows:
+            words = {each: VALUES.get(each, "1") for each in columns(connection, table)}
+            words["project"] = name
+            marks = ", ".join("?" * len(words))
+            text = f"INSERT INTO {table} VALUES ({marks})"  # noqa: S608
+            connection.execute(text, [*words.values()])
+
+
+def test_whatever_is_kept_of_a_project_goes_with_its_new_name(house: House) -> None:
+    with registry_of(house.site) as registry, registry.writing() as connection:
+        filled(connection, "lamp")
+        before = named(connection, "lamp")
+    assert min(before.values()) > 0
+    house.publisher.do(HERE, do="rename", name="lantern")
+    with registry_of(house.site) as registry, registry.reading() as connection:
+        assert named(connection, "lantern") == before
+        assert set(named(connection, "lamp").values()) == {0}
+
+
 def test_token_of_a_renamed_project_opens_it_still(house: House) -> None:
     words = {"do": "mint", "name": "CI", "role": "publisher", "project": "lamp", "device": ""}
     (token,) = re.findall(r"ota_[\w-]{32}", house.admin.send("/admin/tokens", **words).text)[:1]
