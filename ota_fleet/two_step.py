@@ -48,6 +48,7 @@ from ota_server import (
     identity_of,
     image_reply,
     read_report,
+    reason_field,
     shown,
 )
 
@@ -253,15 +254,16 @@ class TwoStep:
         outcome = self._outcome(app, version)
         report = read_report("", request.headers, request.peer)
         # Texts, not numbers: they are compared with nothing but the row.
-        text = Version(UNVERSIONED.precedence, version)
+        report = report._replace(device=device, version=Version(UNVERSIONED.precedence, version))
         for listener in site.listeners:
-            listener(Event(report._replace(device=device, version=text), outcome))
+            listener(Event(report, outcome))
+        why = reason_field(report, outcome)
         if isinstance(outcome, Release) and app is not None:
-            return body_reply(200, "text/csv", app.update_file_path.encode(), UNCACHED)
+            return body_reply(200, "text/csv", app.update_file_path.encode(), UNCACHED, why)
         assert isinstance(outcome, Objection)
         if outcome.deny:
             raise Refused(404, str(outcome))
-        return Reply(204, (UNCACHED,))
+        return Reply(204, (UNCACHED, why))
 
     def _outcome(self, app: App | None, version: str) -> Release | Objection:
         if app is None:
