@@ -160,6 +160,9 @@ default_settings() {
 #OTA_MAX_IMAGE=16
 #OTA_KEEP=0
 #OTA_MAX_DEVICES=10000
+# What the server is called from outside, in links it sends; a broker of MQTT, which needs paho-mqtt.
+#OTA_PUBLIC_URL=https://ota.example.org
+#OTA_MQTT=mqtts://user:password@broker.example.org/ota
 END
 }
 

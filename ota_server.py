@@ -877,9 +877,8 @@ class Report(NamedTuple):
 
     def is_accountable(self) -> bool:
         """Whether its next check-in will tell if it runs what it now gets."""
-        digest = (self.sketch_md5 or self.sketch_sha256) if self.kind == "sketch" else None
-        says = self.version or digest
-        return self.device is not None and says is not None and self.asks != "answer"
+        digest = self.kind == "sketch" and (self.sketch_md5 or self.sketch_sha256)  # no other has
+        return bool(self.device and (self.version or digest)) and self.asks != "answer"
 
 
 def parameter(query: str, name: str) -> str:
@@ -1433,7 +1432,7 @@ class Transfer(NamedTuple):
     recipient: str  # as of the Reply
     image: Image
     part: range
-    sent: Callable[[], int]  # bytes of the part so far; from any thread
+    sent: Callable[[], int]  # bytes of the part so far, until it is over; from any thread
     over: bool
 
 
@@ -1442,11 +1441,9 @@ def at_once(_report: Report, _release: Release) -> Objection | None:
     return None
 
 
-def defer(report: Report, _release: Release) -> Objection | None:
+def defer(_report: Report, _release: Release) -> NoReturn:
     """The grant on the loop of a site with a memory: Deferred, as that has to write."""
-    if report.is_accountable():
-        raise Deferred
-    return None
+    raise Deferred
 
 
 Endpoint = Callable[["Site", Request], Reply]
@@ -1477,7 +1474,7 @@ class Site:
     closers: tuple[Callable[[], None], ...]
     unasked: tuple[Rule, ...] = UNASKED  # of `rules`: do not hold for who asks for a file by name
     refusal: Callable[[Refused, str], Reply] = refusal  # as a path's client reads it
-    grant: Callable[[Report, Release], Objection | None] = at_once  # the last word; may wait
+    grant: Callable[[Report, Release], Objection | None] = at_once  # for who is accountable
     carriers: tuple[Callable[[Transfer], None], ...] = ()  # told of each image that leaves
     pulses: tuple[Callable[[float], None], ...] = ()  # told how long the loop was busy, in seconds
 
@@ -1517,7 +1514,8 @@ def decide(
     An image is granted before it is promised. Where that is refused, it gets what is left.
     """
     outcome = judge(site, report, among, rules)
-    while isinstance(outcome, Release) and (objection := site.grant(report, outcome)):
+    asks = report.is_accountable()
+    while asks and isinstance(outcome, Release) and (objection := site.grant(report, outcome)):
         rules = (*(rules or site.rules), functools.partial(not_granted, outcome, objection))
         outcome = judge(site, report, among, rules)
     for listener in site.listeners:
@@ -1529,7 +1527,7 @@ def not_granted(
     wanted: Release, objection: Objection, _report: Report, release: Release
 ) -> Objection | None:
     """The rule that a release whose grant was refused is not for this device, this time."""
-    return objection if release is wanted else None
+    return objection if release == wanted else None  # a catalog may make them anew
 
 
 def recognised(report: Report, releases: Sequence[Release], among: Sequence[Release]) -> Report:
@@ -1780,8 +1778,10 @@ def _report(project: str, request: Request) -> Report:
     report = read_report(project, request.headers, request.peer, request.query)
     if request.method == "HEAD" or request.headers.get("x-esp8266-mode") == "version":
         return report._replace(asks="answer")
-    begins = request.headers.get("range", "bytes=0-").startswith("bytes=0-")
-    return report if begins else report._replace(asks="rest")
+    with suppress(Refused):  # for the time when the size is known
+        part = parse_range(request.headers.get("range", ""), sys.maxsize)
+        return report._replace(asks="rest") if part and part.start else report
+    return report
 
 
 def reason_field(report: Report, outcome: Outcome) -> tuple[str, str]:
@@ -1951,8 +1951,9 @@ def _fota(
     site: Site, request: Request, project: str, ask: Ask
 ) -> tuple[dict[str, str | int], tuple[str, str]]:
     """Version and address of the newest image, and of filesystems of the same version; and why."""
-    report = _report(project, request)
-    report = report._replace(chip=ESP32_FAMILY, version=None)  # it compares by itself
+    report = read_report(project, request.headers, request.peer, request.query)
+    # It compares by itself.
+    report = report._replace(chip=ESP32_FAMILY, version=None, asks="answer")
     outcome = ask(site, report, (), ())
     if isinstance(outcome, Objection):
         raise Refused(404, str(outcome))
@@ -2736,11 +2737,12 @@ class Server(ThreadingHTTPServer):
 
     def answer(self, request: Request) -> Reply | None:
         """The reply, unless its endpoint has to wait for something: None, it needs a thread."""
-        try:
-            blocking = self.site.route(request.path).blocking
-            return None if blocking else answer(self._quick, request)
-        except Deferred:
-            return None
+        with suppress(Refused):  # answer() says so
+            if self.site.route(request.path).blocking:
+                return None
+        with suppress(Deferred):
+            return answer(self._quick, request)
+        return None
 
     def drain(self) -> None:
         """Stops accepting; the loop ends with the last download or when the grace is over."""
