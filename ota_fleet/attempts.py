@@ -5,9 +5,10 @@
     PROVEN    it runs the new image, by its digest, or by the version if it tells no digest
     RETURNED  it runs the old one, though all bytes had left
     BROKEN    it runs the old one, and the bytes had not all left
-    SILENT    it did not come back in time
+    SILENT    it did not come back in time, or could not tell
 
-Nothing is a success that was only a download. What was decided is decided anew when the device says
+Nothing is a success that was only a download: who runs the same version as before, and tells no
+digest, proves nothing. What was decided is decided anew when the device says
 something else: who was silent may come back, who was proven may roll back.
 """
 
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from ota_server import Objection, Release, Report
+from ota_server import Objection, Release, Report, Version
 
 OPEN, PROVEN, RETURNED, BROKEN, SILENT = "", "proven", "returned", "broken", "silent"
 OUTCOMES = (PROVEN, RETURNED, BROKEN, SILENT)
@@ -104,19 +105,32 @@ def outcome_of(attempt: Attempt, said: Said, learned: frozenset[str] = frozenset
     a version: a sketch's version is what somebody has typed.
     """
     called = {said.md5, said.sha256} - {""}
-    if called & {*attempt.digests, *learned}:
-        return PROVEN
+    names = {*attempt.digests, *learned}
     back = RETURNED if attempt.is_full else BROKEN
-    if attempt.before_digest and attempt.before_digest in called:
+    if called & names:  # which is no news of who had the same image before
+        return back if attempt.before_digest in names and not attempt.is_full else PROVEN
+    if attempt.before_digest in called:
         return back
+    is_other = bool(called and attempt.before_digest)  # than the one before, if not the new one
     if not said.version:
-        return OPEN if not called or not attempt.before_digest else back
-    if said.version != attempt.version:
-        return back
-    if said.version != attempt.before:
+        return back if is_other else OPEN
+    if not _means(said.version, attempt.version):
+        return OPEN if _went_on(attempt, said.version) else back
+    if not _means(said.version, attempt.before):
         return PROVEN
-    # The same version again: without a digest, only what left tells whether it is new.
-    return PROVEN if attempt.is_full else OPEN
+    return PROVEN if is_other and attempt.is_full else OPEN
+
+
+def _means(said: str, version: str) -> bool:
+    """Whether a device that says one version runs the other; only both together tell builds."""
+    if "+" in said and "+" in version:
+        return said == version
+    return said.partition("+")[0] == version.partition("+")[0]
+
+
+def _went_on(attempt: Attempt, said: str) -> bool:
+    """Whether it had proven the image, and somebody gave it a newer one by another way."""
+    return attempt.outcome == PROVEN and Version.parse(said) > Version.parse(attempt.version)
 
 
 def is_news(attempt: Attempt, outcome: str) -> bool:
@@ -130,7 +144,9 @@ def can_teach(attempt: Attempt, said: Said) -> bool:
     """Whether a proof by version shows what devices call the image: signed ones, for example."""
     return bool(
         said.digest
-        and said.version == attempt.version != attempt.before
+        and attempt.is_full
+        and _means(said.version, attempt.version)
+        and not _means(said.version, attempt.before)
         and said.digest not in {*attempt.digests, attempt.before_digest}
     )
 
@@ -149,7 +165,7 @@ def interval_of(before: int, gap: int) -> int:
     """
     if gap < RETRY:
         return before
-    return gap if not before else before + (min(gap, 4 * before) - before) // 8
+    return before + int((min(gap, 4 * before) - before) / 8) if before else gap  # as SQL divides
 
 
 def looping(release: Release) -> Objection:
