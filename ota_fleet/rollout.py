@@ -4,16 +4,17 @@
     objection(rollout, results, asker, now)   -> why this device has to wait, or None
 
 Pure: no clock, no I/O. A stage is a share of the devices, chosen by a hash of device and release,
-so that a larger share only adds devices; or a number of them, the first that ask; or both. A stage
-ends when enough devices have proven the release, and even if all that are still open failed, not
-too many would have. A rollout halts as soon as too many have.
+so that a larger share only adds devices; or a number of them, the first that ask; or both. What a
+stage lets in, those behind it let in, too. A stage ends when enough devices have proven the
+release, and even if all that are still open failed, not too many would have. A rollout halts as
+soon as too many have. The last stage ends the rollout if it is for all; else somebody does.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -124,16 +125,26 @@ class Asker(NamedTuple):
 
 def advance(rollout: Rollout, results: Results, now: int) -> Rollout:
     """The rollout as it stands at a time (UTC seconds); only a running one changes."""
+    if rollout.state == RUNNING:
+        rollout = _mended(rollout, results)
     while rollout.state == RUNNING:
         if reason := _failure(rollout, results):
             return replace(rollout, state=HALTED, reason=reason)
-        if not _is_over(rollout, results, now):
+        is_last = rollout.stage + 1 == len(rollout.plan.stages)
+        if not _is_over(rollout, results, now) or (is_last and not _is_for_all(rollout)):
             return rollout
-        if rollout.stage + 1 == len(rollout.plan.stages):
+        if is_last:
             reason = "every stage has proven it"
             return replace(rollout, state=FINISHED, reason=reason)
         rollout = replace(rollout, stage=rollout.stage + 1, opened=now)
     return rollout
+
+
+def _mended(rollout: Rollout, results: Results) -> Rollout:
+    """Without excuses for failures that are none any more: they would excuse the next ones."""
+    failures = (results.get(number, Counts()).failed for number in range(len(rollout.excused)))
+    excused = tuple(map(min, rollout.excused, failures))
+    return rollout if excused == rollout.excused else replace(rollout, excused=excused)
 
 
 def _failure(rollout: Rollout, results: Results) -> str:
@@ -142,12 +153,13 @@ def _failure(rollout: Rollout, results: Results) -> str:
         counts = results.get(number, Counts())
         excused = _excused(rollout, number)
         failed, decided = counts.failed - excused, counts.decided - excused
-        enough = decided >= max(1, min(stage.minimum, _places(stage, number, results)))
+        enough = decided >= max(1, min(stage.minimum, _places(rollout, number, results)))
         if enough and failed * 100 > stage.threshold * decided:
             parts = zip(counts[2:], Counts._fields[2:], strict=True)
             words = ", ".join(f"{amount} {word}" for amount, word in parts if amount)
+            also = f"; {excused} of them were put up with" * bool(excused)
             share = f"{failed} of {decided} devices of stage {number + 1} failed"
-            return f"{share} ({words}), more than {stage.threshold} %"
+            return f"{share} ({words}{also}), more than {stage.threshold} %"
     return ""
 
 
@@ -160,21 +172,32 @@ def _is_over(rollout: Rollout, results: Results, now: int) -> bool:
     excused = _excused(rollout, number)
     doubtful = counts.failed + counts.open - excused  # as if nobody came back any more
     return (
-        counts.proven >= max(1, min(stage.proven, _places(stage, number, results)))
+        counts.proven >= min(max(1, stage.proven), _places(rollout, number, results))
         and now >= rollout.opened + stage.wait
         and doubtful * 100 <= stage.threshold * (counts.devices - excused)
     )
+
+
+def _is_for_all(rollout: Rollout) -> bool:
+    """Whether its last stage leaves nobody out."""
+    stage = rollout.plan.stages[-1]
+    return stage.percent == 100 and not (stage.count or stage.group)
 
 
 def _excused(rollout: Rollout, number: int) -> int:
     return rollout.excused[number] if number < len(rollout.excused) else 0
 
 
-def _places(stage: Stage, number: int, results: Results) -> int:
+def _places(rollout: Rollout, number: int, results: Results) -> int:
     """How many devices can be of a stage: its count has those of the stages before, too."""
-    if not stage.count:
-        return MAX_DEVICES
-    return stage.count - sum(each.devices for at, each in results.items() if at < number)
+    count = rollout.plan.stages[number].count
+    return max(0, count - _taken(rollout, results, number)) if count else MAX_DEVICES
+
+
+def _taken(rollout: Rollout, results: Results, before: int = MAX_STAGES) -> int:
+    """Places that devices have in the stages before one; failures put up with make room."""
+    found = ((each.devices, number) for number, each in results.items() if number < before)
+    return sum(devices - _excused(rollout, number) for devices, number in found)
 
 
 # -- 2. Who may have it ----------------------------------------------------------------------------
@@ -189,17 +212,16 @@ def share_of(device: str, project: str, version: str) -> float:
 def objection(rollout: Rollout, results: Results, asker: Asker) -> Objection | None:
     """Why a device does not get the release, as far as stages and state say so."""
     name = f"the rollout of {rollout.version}"
+    if target := _off_target(rollout.plan, asker):
+        return Objection("not-targeted", f"{name} is {target}", usual=True)
     if rollout.state == FINISHED:
         return None
     if rollout.state != RUNNING:
         why = f": {rollout.reason}" if rollout.reason else ""
         return Objection(rollout.state, f"{name} is {rollout.state}{why}", usual=True)
-    if target := _off_target(rollout.plan, asker):
-        return Objection("not-targeted", f"{name} is {target}", usual=True)
     if asker.is_member:
         return None
-    stage = rollout.plan.stages[rollout.stage]
-    if reason := _waits(rollout, stage, results, asker):
+    if reason := _waits(rollout, results, asker):
         where = f"{name} is at stage {rollout.stage + 1} of {len(rollout.plan.stages)}"
         return Objection("waiting-for-stage", f"{where}: {reason}", usual=True)
     return None
@@ -211,6 +233,8 @@ def _off_target(plan: Plan, asker: Asker) -> str:
         return f"for the group {shown(plan.group)}, the device is {_group(asker)}"
     if plan.label and plan.label not in asker.labels:
         return f"for devices with the label {shown(plan.label)}"
+    if plan.below and asker.version is None:
+        return f"for devices below {plan.below}, this one does not say what it runs"
     if plan.below and asker.version and asker.version >= Version.parse(plan.below):
         return f"for devices below {plan.below}, this one runs {asker.version}"
     return ""
@@ -220,19 +244,26 @@ def _group(asker: Asker) -> str:
     return f"in {shown(asker.group)}" if asker.group else "in none"
 
 
-def _waits(rollout: Rollout, stage: Stage, results: Results, asker: Asker) -> str:
-    """Why the open stage does not have room for a device; "": it has."""
+def _waits(rollout: Rollout, results: Results, asker: Asker) -> str:
+    """Why no stage that is open has room for a device; "": one has."""
+    stages = rollout.plan.stages
     if not asker.device:
-        last = rollout.stage + 1 == len(rollout.plan.stages)
-        free = last and not stage.group and not stage.count and stage.percent == 100
+        free = rollout.stage + 1 == len(stages) and _is_for_all(rollout)
         return "" if free else "who does not say its MAC and what it runs waits for the last"
+    share = share_of(asker.device, rollout.project, rollout.version)
+    taken = _taken(rollout, results)
+    reasons = [_is_full(each, asker, share, taken) for each in stages[: rollout.stage + 1]]
+    return reasons[-1] if all(reasons) else ""
+
+
+def _is_full(stage: Stage, asker: Asker, share: float, taken: int) -> str:
+    """Why a stage does not have room for a device; "": it has."""
     if stage.group and asker.group != stage.group:
         return f"it is for the group {shown(stage.group)}, the device is {_group(asker)}"
-    share = share_of(asker.device, rollout.project, rollout.version)
     if share >= stage.percent:
         return f"{stage.percent} % of the devices may have it, this one comes at {share:.2f} %"
-    if stage.count and sum(each.devices for each in results.values()) >= stage.count:
-        return f"its {stage.count} places are taken"
+    if stage.count and taken >= stage.count:
+        return f"its {stage.count} places are taken" if stage.count > 1 else "its place is taken"
     return ""
 
 
@@ -243,14 +274,14 @@ CONTROLS: Mapping[str, tuple[Sequence[str], str]] = {
     "pause": ((RUNNING,), PAUSED),
     "resume": ((PAUSED, HALTED), RUNNING),
     "abort": ((RUNNING, PAUSED, HALTED), ABORTED),
-    "finish": ((RUNNING, PAUSED, HALTED), FINISHED),
+    "finish": ((RUNNING, PAUSED), FINISHED),  # one that has halted is resumed before
 }
 
 
 def control(rollout: Rollout, results: Results, do: str, reason: str, now: int) -> Rollout:
     """The rollout after somebody did something with it, a key of CONTROLS; or "advance".
 
-    Who resumes one that has halted puts up with the failures there are.
+    Who resumes one that has halted puts up with the failures there are; the wait begins anew.
 
     Raises:
         Refused: 409, that is not possible in its state.
@@ -260,7 +291,9 @@ def control(rollout: Rollout, results: Results, do: str, reason: str, now: int) 
     states, state = CONTROLS[do]
     if rollout.state not in states:
         raise Refused(409, f"a rollout that is {rollout.state} has nothing to {do}")
-    if rollout.state == HALTED:
+    if do == "resume":
+        rollout = replace(rollout, opened=now)
+    if do == "resume" and rollout.state == HALTED:
         failed = (results.get(each, Counts()).failed for each in range(len(rollout.plan.stages)))
         rollout = replace(rollout, excused=tuple(failed))
     return replace(rollout, state=state, reason=reason)
@@ -277,6 +310,13 @@ def _opened(rollout: Rollout, now: int) -> Rollout:
 
 # -- 4. Plans as JSON ------------------------------------------------------------------------------
 
+_TYPES: Mapping[type, str] = {
+    int: "a whole number",
+    str: "a text",
+    bool: "true or false",
+    tuple: "a list",
+}
+
 
 def plan_text(plan: Plan) -> str:
     """A plan as it is kept."""
@@ -289,11 +329,25 @@ def read_plan(data: Mapping[str, Any]) -> Plan:
     Raises:
         ValueError: no plan can be like this; a sentence says why.
     """
-    fields = dict(data)
-    stages = tuple(Stage(**each) for each in fields.pop("stages", ({},)))
-    plan = Plan(stages, **fields)
+    rest = _fields(Plan, data, "a plan")
+    found = enumerate(rest.pop("stages", [{}]), 1)
+    stages = (Stage(**_fields(Stage, each, f"stage {number}")) for number, each in found)
+    plan = Plan(tuple(stages), **rest)
     _check_plan(plan)
     return replace(plan, below=str(Version.parse(plan.below)) if plan.below else "")
+
+
+def _fields(kind: type[Plan | Stage], data: Any, what: str) -> dict[str, Any]:
+    """What is said of a plan or a stage. ValueError: it has no such field, or no such value."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{what} is an object with fields")  # noqa: TRY004 - so it was written
+    usual = {each.name: type(each.default) for each in fields(kind)}
+    for name, value in data.items():
+        if name not in usual:
+            raise ValueError(f"{what} has no {shown(str(name))}")
+        if (tuple if type(value) is list else type(value)) is not usual[name]:
+            raise ValueError(f"{name} of {what} is {_TYPES[usual[name]]}")
+    return dict(data)
 
 
 def plan_of(text: str) -> Plan:
