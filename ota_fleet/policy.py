@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -24,6 +24,7 @@ DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MAX_FLOORS = 32
 MAX_SPANS = 16
 MAX_WINDOW = 255  # characters
+SOON = 15  # days: a span of one day a week that a clock jumped over comes again by then
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a channel, a group
 _SPAN = re.compile(
     r"(?:(?P<days>[A-Za-z,-]+) )?(?P<start>[0-9:]{4,5})-(?P<end>[0-9:]{4,5})(?: (?P<zone>\S+))?"
@@ -118,7 +119,7 @@ class Span(NamedTuple):
     days: frozenset[int]  # on which it begins, 0: Monday
     start: int  # minutes of the day
     end: int  # minutes of the day; not above start: of the next one
-    zone: ZoneInfo
+    zone: tzinfo
 
 
 @functools.lru_cache(maxsize=256)
@@ -136,11 +137,18 @@ def _span(text: str) -> Span:
     match = _SPAN.fullmatch(text)
     if match is None:
         raise ValueError(f"{shown(text)} is no span such as Mon-Fri 22:00-05:00 Europe/Berlin")
+    start, end = _minutes(match["start"]), _minutes(match["end"])
+    if start == 24 * 60:
+        raise ValueError("a span does not begin at 24:00, but at 00:00 of the next day")
+    return Span(_days(match["days"]), start, end, _zone(match["zone"] or "UTC"))
+
+
+def _zone(name: str) -> tzinfo:
+    """A time zone; UTC is one even where no others are installed."""
     try:
-        zone = ZoneInfo(match["zone"] or "UTC")
+        return UTC if name == "UTC" else ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as err:
-        raise ValueError(f"there is no time zone {shown(match['zone'])}") from err
-    return Span(_days(match["days"]), _minutes(match["start"]), _minutes(match["end"]), zone)
+        raise ValueError(f"this machine knows no time zone {shown(name)}") from err
 
 
 def _days(text: str | None) -> frozenset[int]:
@@ -182,13 +190,22 @@ def _holds(span: Span, now: int) -> bool:
 
 
 def opens_at(window: str, now: int) -> int:
-    """When a closed window opens next, UTC seconds; to the minute, within eight days."""
-    begin = datetime.fromtimestamp(now - now % 60, UTC)
-    found = []
-    for span in read_window(window):
-        for day in range(9):
-            here = begin.astimezone(span.zone) + timedelta(days=day)
-            start = here.replace(hour=span.start // 60 % 24, minute=span.start % 60)
-            if start.weekday() in span.days and start.timestamp() > now:
-                found.append(int(start.timestamp()))
-    return min(found, default=now)
+    """When a closed window opens next, UTC seconds, to the minute; `now`: not within SOON."""
+    first = (
+        next((at for at in _moments(span, now) if at > now and _holds(span, at)), None)
+        for span in read_window(window)
+    )
+    return min((at for at in first if at is not None), default=now)
+
+
+def _moments(span: Span, now: int) -> Iterator[int]:
+    """When a span may open: at its start, which some days have twice; and when clocks are set."""
+    today = datetime.fromtimestamp(now, span.zone)
+    midnight = today.replace(hour=0, minute=0, second=0)
+    for day in range(SOON):
+        begin, end = midnight + timedelta(days=day), midnight + timedelta(days=day + 1)
+        start = begin + timedelta(minutes=span.start)
+        found = {int(start.replace(fold=fold).timestamp()) for fold in (0, 1)}
+        if begin.utcoffset() != end.utcoffset():  # clocks are set at a full quarter of an hour
+            found.update(range(int(begin.timestamp()), int(end.timestamp()), 900))
+        yield from sorted(found)
