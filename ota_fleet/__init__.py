@@ -19,6 +19,7 @@ from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.activity_pages import ActivityPages
 from ota_fleet.admission_pages import AdmissionPages
 from ota_fleet.api import BELOW, Api, refusal_by_path
+from ota_fleet.assignment_operations import AssignmentOperations
 from ota_fleet.assignments import Assignments
 from ota_fleet.device_pages import DevicePages
 from ota_fleet.files import Store
@@ -26,12 +27,14 @@ from ota_fleet.grants import Grants
 from ota_fleet.history import History
 from ota_fleet.home_pages import HomePages
 from ota_fleet.ledger import Ledger
+from ota_fleet.openapi import Operation
 from ota_fleet.operations import Operations
-from ota_fleet.pages import Pages
+from ota_fleet.pages import Page, Pages
 from ota_fleet.people_pages import PeoplePages
 from ota_fleet.project_pages import ProjectPages
 from ota_fleet.registry import Registry, Sighting, normal_id
 from ota_fleet.release_pages import ReleasePages
+from ota_fleet.rollout_operations import RolloutOperations
 from ota_fleet.rollouts import Notify, Rollouts, nobody
 from ota_fleet.rules import (
     above_floors,
@@ -126,23 +129,39 @@ def extend(site: Site) -> Site:
     routes = TwoStep(ledger, store, guard.actor, config.max_image).routes()
     uploads = Uploads(stock, ledger, config)
     operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
-    api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
+    api = Api(all_operations(operations, known), accounts, stock.resolve, uploads.max_body)
     site = replace(
         site,
         guards=(*opened(site, accounts), api.guard, guard),
         routes=(*routes, *site.routes),
     )
-    table = (
-        *HomePages(history, stock, registry).table(),
+    sheets = Pages(all_pages(operations, history), accounts, drop="/admin/upload")
+    return with_pages(with_api(site, api), sheets)
+
+
+def all_operations(operations: Operations, known: Known) -> tuple[Operation, ...]:
+    """What the API can do."""
+    ledger, stock = operations.ledger, operations.stock
+    return (
+        *operations.table(),
+        *RolloutOperations(ledger, stock, known.rollouts, known.grants).table(),
+        *AssignmentOperations(ledger, stock, known.assignments).table(),
+    )
+
+
+def all_pages(operations: Operations, history: History) -> tuple[Page, ...]:
+    """What the web administration shows."""
+    ledger, stock = operations.ledger, operations.stock
+    return (
+        *HomePages(history, stock, operations.registry).table(),
         *DevicePages(ledger, stock, history).table(),
         *ProjectPages(operations, history).table(),
         *ReleasePages(operations).table(),
         *UploadPages(operations).table(),
         *AdmissionPages(ledger, stock).table(),
         *ActivityPages(ledger, history).table(),
-        *PeoplePages(accounts).table(),
+        *PeoplePages(operations.accounts).table(),
     )
-    return with_pages(with_api(site, api), Pages(table, accounts, drop="/admin/upload"))
 
 
 def with_pages(site: Site, people: Pages) -> Site:
@@ -220,7 +239,7 @@ def with_stock(site: Site, stock: Stock, known: Known) -> Site:
     waiting = (
         approved(policy, known.assignments.is_approved),
         in_window(policy, now),
-        in_rollout(policy, known.rollouts.objection),
+        in_rollout(policy, known.rollouts),
     )
     admit = functools.partial(is_admitted, stock, known.registry, site.config.admit)
     return replace(

@@ -22,8 +22,20 @@ from typing import Any, NamedTuple
 from ota_fleet.accounts import Accounts, Actor, allow
 from ota_fleet.files import room
 from ota_fleet.forms import is_form
-from ota_fleet.openapi import BASE, JSON, LINES, MAX_JSON, PROBLEM, Operation, read_body, read_query
-from ota_fleet.rows import parsed
+from ota_fleet.ledger import Ledger
+from ota_fleet.openapi import (
+    BASE,
+    JSON,
+    LINES,
+    MAX_JSON,
+    PROBLEM,
+    Operation,
+    document,
+    read_body,
+    read_query,
+)
+from ota_fleet.rows import MAX_INTEGER, Device, Project, parsed
+from ota_fleet.stock import Stock
 from ota_fleet.upload import FORM
 from ota_server import (
     RETRY_SECONDS,
@@ -34,6 +46,7 @@ from ota_server import (
     Request,
     Route,
     Site,
+    Version,
     attachment,
     body_reply,
     identity_of,
@@ -70,8 +83,13 @@ class Api:
         self._accounts = accounts
         self._resolve = resolve
         self._most = most
+        about = Operation(
+            "GET", "/openapi.json", "", "This document", self.document, answer={"type": "object"}
+        )
+        self._table = *table, about
         self._paths: dict[re.Pattern[str], dict[str, Operation]] = {}
-        for each in table:
+        # The id of a device may have slashes: what stands behind one is looked for before.
+        for each in sorted(self._table, key=lambda each: each.path.endswith("{device}")):
             methods = self._paths.setdefault(pattern_of(each.path), {})
             methods[each.method] = each
             if each.method == "GET":
@@ -127,6 +145,10 @@ class Api:
         if operation.status == HTTPStatus.NO_CONTENT:
             return Reply(204, (UNCACHED,))
         return json_of(operation.status, result)
+
+    def document(self, call: Call) -> dict[str, Any]:
+        """GET openapi.json."""
+        return document(self._table, secure=call.request.secure)
 
     def _find(self, request: Request) -> tuple[Operation | None, Mapping[str, str]]:
         """The operation, None if the path has no such method, and its parameters. Refused: 404."""
@@ -210,6 +232,13 @@ def sentences() -> Iterator[None]:
         raise Refused(422, str(err)) from err
 
 
+@contextmanager
+def recording(ledger: Ledger, call: Call, action: str, at: float) -> Iterator[list[str]]:
+    """A transaction, and what its entry in the audit says. ValueError in it: a 422."""
+    with sentences(), ledger.recording(call.actor.name, action, int(at)) as found:
+        yield found[1]
+
+
 def within(actor: Actor, project: str) -> str:
     """The project that is meant, "" for all: that of a token, if it has one. Refused: 403."""
     project = project or actor.project
@@ -230,6 +259,34 @@ def without(secret: str) -> Callable[[Any], dict[str, Any]]:
 def normal(version: str) -> str:
     """A version as it is stored; what is none, as it is."""
     return str(parsed(version) or version)
+
+
+# -- What paths name -------------------------------------------------------------------------------
+
+
+def device_of(ledger: Ledger, call: Call) -> Device:
+    """The device of the path. Refused: 404; 403, it is of a project that is not the token's."""
+    found = ledger.registry.device(call.path["device"])
+    if found is None:
+        raise Refused(404, f"the device {shown(call.path['device'])} is not known")
+    allow(call.actor, call.actor.role, found.project)
+    return found
+
+
+def project_of(stock: Stock, call: Call) -> Project:
+    """The project of the path, by name or alias. Refused: 404."""
+    found = stock.project(call.path["project"])
+    if found is None:
+        raise Refused(404, f"there is no project {shown(call.path['project'])}")
+    return found
+
+
+def version_of(stock: Stock, call: Call) -> tuple[str, Version]:
+    """Project and version of the path. Refused: 404."""
+    try:
+        return project_of(stock, call).name, Version.parse(call.path["version"])
+    except ValueError as err:
+        raise Refused(404, str(err)) from err
 
 
 # -- Pages of lists --------------------------------------------------------------------------------
@@ -270,6 +327,12 @@ def read_cursor(text: str, *kinds: type) -> list[Any]:
     except (ValueError, RecursionError):
         pass
     raise Refused(422, f"?cursor {shown(text)} is not of this list: begin without one")
+
+
+def read_before(call: Call) -> int:
+    """The id below which a page of the newest first begins. Refused: 422."""
+    place: list[int] = read_cursor(call.query.get("cursor", ""), int) or [MAX_INTEGER]
+    return max(0, min(*place, MAX_INTEGER))
 
 
 def listed(

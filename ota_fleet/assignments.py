@@ -41,7 +41,8 @@ ON CONFLICT DO NOTHING"""
 _DISAPPROVE = "DELETE FROM approval WHERE device = ? AND project = ? AND version = ?"
 _SHELVES = "SELECT project, version, channel FROM shelf"
 _SHELVE = """INSERT INTO shelf (project, version, channel) VALUES (?, ?, ?)
-ON CONFLICT (project, version) DO UPDATE SET channel = excluded.channel"""
+ON CONFLICT (project, version) DO UPDATE SET channel = excluded.channel
+WHERE shelf.channel <> excluded.channel"""
 _UNSHELVE = "DELETE FROM shelf WHERE project = ? AND version = ?"
 
 
@@ -125,19 +126,32 @@ class Assignments:
         Raises:
             ValueError: a sentence says why not.
         """
-        assert scope in SCOPES
-        if scope == "group":
-            check_word(name, "group")
+        name = _name(scope, name)
         if scope == "device":
             policy = replace(policy, pin="", channel="")
-            name = normal_id(name)
         policy = checked(policy)
         if policy == NOTHING:
-            self._registry.write(_DROP, scope, clean(name))
+            self._registry.write(_DROP, scope, name)
             return
         values: list[Any] = list(astuple(policy))
         values[5] = json.dumps(policy.floors)
-        self._registry.write(_PUT, scope, clean(name), *values)
+        self._registry.write(_PUT, scope, name, *values)
+
+    def change(self, scope: str, name: str, said: Mapping[str, Any], at: int) -> bool:
+        """Says some of a Policy anew, while the rest stays; False: nothing is different.
+
+        Another plan holds for releases from `at` on, UTC seconds. ValueError: see put().
+        """
+        name = _name(scope, name)
+        with self._registry.writing() as connection:
+            rows = connection.execute(_POLICIES + " WHERE scope = ? AND name = ?", (scope, name))
+            before = next((_policy(row) for row in rows), NOTHING)
+            after = checked(replace(before, **said))
+            if after.plan != before.plan:
+                after = replace(after, since=at if after.plan else 0)
+            if after != before:
+                self.put(scope, name, after)
+        return after != before
 
     def forget_again(self, device: str) -> None:
         """Lets the loop see at once that a device was given its version once more."""
@@ -173,23 +187,23 @@ class Assignments:
         device = normal_id(device)
         return [each for each in self._approved.values() if each.device == device]
 
-    def shelve(self, project: str, version: Version, channel: str) -> None:
-        """Puts a version on a channel; "": on that which its number says. ValueError: no name."""
+    def shelve(self, project: str, version: Version, channel: str) -> bool:
+        """Puts a version on a channel; "": on that which its number says; False: it is there.
+
+        Raises:
+            ValueError: no channel is called so.
+        """
         if not channel:
-            self._registry.write(_UNSHELVE, clean(project), str(version))
-            return
+            return self._registry.write(_UNSHELVE, clean(project), str(version)) > 0
         check_word(channel, "channel")
-        self._registry.write(_SHELVE, clean(project), str(version), channel)
+        return self._registry.write(_SHELVE, clean(project), str(version), channel) > 0
 
     # -- Memory ------------------------------------------------------------------------------------
 
     def read(self) -> None:
         """Takes what the registry holds now."""
         rows = self._registry.rows
-        policies = {}
-        for scope, name, *values in rows(_POLICIES):
-            values[5] = tuple(json.loads(values[5]))
-            policies[scope, name] = Policy(*values)
+        policies = {(row[0], row[1]): _policy(row) for row in rows(_POLICIES)}
         self._said = {
             device: Said(Policy(channel, pin) if channel or pin else NOTHING, team, labels)
             for device, pin, channel, team, labels in rows(_SAID)
@@ -198,3 +212,18 @@ class Assignments:
         self._approved = {each[:3]: each for each in found}
         self._shelves = {(project, version): to for project, version, to in rows(_SHELVES)}
         self._policies, self._merged = policies, {}
+
+
+def _policy(row: Sequence[Any]) -> Policy:
+    """Of a row, in which the floors are JSON."""
+    values = list(row[2:])
+    values[5] = tuple(json.loads(values[5]))
+    return Policy(*values)
+
+
+def _name(scope: str, name: str) -> str:
+    """Of what a policy is, as it stands in its row. ValueError: no group is called so."""
+    assert scope in SCOPES
+    if scope == "group":
+        check_word(name, "group")
+    return normal_id(name) if scope == "device" else clean(name)

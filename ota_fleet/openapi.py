@@ -327,6 +327,8 @@ DEVICE = record(
     offered=text("the version it was given last; empty: there was a reason against it since"),
     offers=number("how often that was, in a row, while it ran the same other version"),
     channel=CHANNEL,
+    group=GROUP,
+    interval=number("seconds between two of its checks, about; 0: it asked only once"),
 )
 NOTES = record(
     None,

@@ -12,29 +12,32 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ota_fleet import openapi
-from ota_fleet.accounts import Accounts, allow
+from ota_fleet.accounts import Accounts
 from ota_fleet.api import (
     Call,
     about,
+    device_of,
     file_reply,
     json_of,
     listed,
     normal,
     page_of,
+    project_of,
     read_cursor,
     read_number,
+    recording,
     sentences,
+    version_of,
     within,
     without,
 )
 from ota_fleet.ledger import Ledger
 from ota_fleet.openapi import Operation, page, record
-from ota_fleet.registry import MAX_PAGE, Device, Registry, Search, normal_id
+from ota_fleet.registry import MAX_PAGE, Registry, Search, normal_id
 from ota_fleet.rows import Entry, Project, Stocked, is_mac
 from ota_fleet.stock import Stock
 from ota_fleet.upload import Uploads
@@ -63,12 +66,6 @@ class Operations:
             *self._of_releases(),
             *self._of_audit(),
         )
-
-    @contextmanager
-    def _recording(self, call: Call, action: str) -> Iterator[list[str]]:
-        """A transaction, and what its entry in the audit says. ValueError in it: a 422."""
-        with sentences(), self.ledger.recording(call.actor.name, action, int(self.now())) as found:
-            yield found[1]
 
     # -- People and tokens -------------------------------------------------------------------------
 
@@ -229,30 +226,22 @@ class Operations:
 
     def device(self, call: Call) -> dict[str, Any]:
         """GET devices/{device}."""
-        return asdict(self._device(call))
+        return asdict(device_of(self.ledger, call))
 
     def annotate(self, call: Call) -> dict[str, Any]:
         """PATCH devices/{device}."""
-        device = self._device(call).id
-        with self._recording(call, "annotate device") as what:
+        device = device_of(self.ledger, call).id
+        with recording(self.ledger, call, "annotate device", self.now()) as what:
             if call.body and self.registry.annotate(device, **call.body):
                 what.append(f"{device} {json.dumps(call.body, ensure_ascii=False)}")
         return self.device(call)
 
     def forget(self, call: Call) -> None:
         """DELETE devices/{device}."""
-        device = self._device(call).id
-        with self._recording(call, "forget device") as what:
+        device = device_of(self.ledger, call).id
+        with recording(self.ledger, call, "forget device", self.now()) as what:
             if self.registry.forget(device):
                 what.append(device)
-
-    def _device(self, call: Call) -> Device:
-        """The device of the path. Refused: 404; 403, it is of a project that is not the token's."""
-        found = self.registry.device(call.path["device"])
-        if found is None:
-            raise Refused(404, f"the device {shown(call.path['device'])} is not known")
-        allow(call.actor, call.actor.role, found.project)
-        return found
 
     # -- Projects ----------------------------------------------------------------------------------
 
@@ -300,7 +289,7 @@ class Operations:
 
     def project(self, call: Call) -> dict[str, Any]:
         """GET projects/{project}."""
-        return _described(self._project(call), self.stock.newest())
+        return _described(project_of(self.stock, call), self.stock.newest())
 
     def put_project(self, call: Call) -> dict[str, Any]:
         """PUT projects/{project}."""
@@ -311,7 +300,7 @@ class Operations:
             for each, value in call.body.items()
         }
         after = replace(before, name=name, created=before.created or int(self.now()), **given)
-        with self._recording(call, "put project") as what:
+        with recording(self.ledger, call, "put project", self.now()) as what:
             self.stock.put_project(after)
             what.append(f"{name} for {', '.join(after.chips) or 'any'}")
             what.extend(f"also {alias}" for alias in after.aliases)
@@ -323,8 +312,8 @@ class Operations:
 
     def drop_project(self, call: Call) -> None:
         """DELETE projects/{project}."""
-        name = self._project(call).name
-        with self._recording(call, "drop project") as what:
+        name = project_of(self.stock, call).name
+        with recording(self.ledger, call, "drop project", self.now()) as what:
             if not self.stock.drop_project(name):
                 raise Refused(409, f"{shown(name)} is files in the firmware folder: remove them")
             what.append(name)
@@ -333,32 +322,25 @@ class Operations:
         """GET projects/{project}/admissions."""
         limit = call.query.get("limit", 100)
         (after,) = read_cursor(call.query.get("cursor", ""), str) or [""]
-        found = self.registry.admissions(self._project(call).name, after, limit)
+        found = self.registry.admissions(project_of(self.stock, call).name, after, limit)
         return page_of(found, limit, lambda device: [device], str)
 
     def admit(self, call: Call) -> None:
         """PUT projects/{project}/admissions/{device}."""
-        project, device = self._project(call).name, normal_id(call.path["device"])
+        project, device = project_of(self.stock, call).name, normal_id(call.path["device"])
         if not is_mac(device):
             raise Refused(422, f"{shown(device)} is no MAC address")
-        with self._recording(call, "admit device") as what:
+        with recording(self.ledger, call, "admit device", self.now()) as what:
             if self.registry.admit(project, device):
                 what.append(f"{device} to {project}")
 
     def expel(self, call: Call) -> None:
         """DELETE projects/{project}/admissions/{device}."""
-        project, device = self._project(call).name, normal_id(call.path["device"])
-        with self._recording(call, "expel device") as what:
+        project, device = project_of(self.stock, call).name, normal_id(call.path["device"])
+        with recording(self.ledger, call, "expel device", self.now()) as what:
             if not self.registry.expel(project, device):
                 raise Refused(404, f"{shown(device)} is not admitted to {shown(project)}")
             what.append(f"{device} from {project}")
-
-    def _project(self, call: Call) -> Project:
-        """The project of the path, by name or alias. Refused: 404."""
-        found = self.stock.project(call.path["project"])
-        if found is None:
-            raise Refused(404, f"there is no project {shown(call.path['project'])}")
-        return found
 
     # -- Releases ----------------------------------------------------------------------------------
 
@@ -411,16 +393,16 @@ class Operations:
 
     def release(self, call: Call) -> dict[str, Any]:
         """GET projects/{project}/releases/{version}."""
-        project, version = self._version(call)
+        project, version = version_of(self.stock, call)
         found = sorted(self.stock.of_version(project, version), key=lambda each: each.cursor)
         images = [each.as_json() for each in found]
         return {"project": project, "version": str(version), "images": images}
 
     def change_release(self, call: Call) -> dict[str, Any]:
         """PATCH projects/{project}/releases/{version}."""
-        project, version = self._version(call)
+        project, version = version_of(self.stock, call)
         who, at, reason = call.actor.name, int(self.now()), call.body.get("reason", "")
-        with self._recording(call, "change release") as what:
+        with recording(self.ledger, call, "change release", self.now()) as what:
             if "notes" in call.body:
                 self.stock.note(project, version, call.body["notes"])
                 what.append(f"notes of {project} {version}")
@@ -434,17 +416,10 @@ class Operations:
 
     def delete_release(self, call: Call) -> None:
         """DELETE projects/{project}/releases/{version}."""
-        project, version = self._version(call)
+        project, version = version_of(self.stock, call)
         what = call.actor.name, "delete release", f"{project} {version}", int(self.now())
         if not self.stock.delete(project, version, lambda: self.ledger.audit(*what)):
             raise Refused(404, f"there is no {version} of {shown(project)}")
-
-    def _version(self, call: Call) -> tuple[str, Version]:
-        """Project and version of the path. Refused: 404."""
-        try:
-            return self._project(call).name, Version.parse(call.path["version"])
-        except ValueError as err:
-            raise Refused(404, str(err)) from err
 
     # -- Audit -------------------------------------------------------------------------------------
 
@@ -462,10 +437,6 @@ class Operations:
             Operation(
                 "GET", "/audit/verified", "admin", "Whether no entry was changed or taken out; "
                 "reads all of them", self.verify, answer=openapi.VERIFIED,
-            ),
-            Operation(
-                "GET", "/openapi.json", "", "This document", self.document,
-                answer={"type": "object"},
             ),
         )  # fmt: skip
 
@@ -490,10 +461,6 @@ class Operations:
         while entries := self.ledger.audit_log(after, MAX_PAGE):
             yield from entries
             after = entries[-1].number
-
-    def document(self, call: Call) -> dict[str, Any]:
-        """GET openapi.json."""
-        return openapi.document(self.table(), secure=call.request.secure)
 
 
 def _described(project: Project, newest: Mapping[str, Version]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Device, as it is remembered -> Report, as it would ask -> the site's rules -> Ou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from ota_server import (
     Refused,
     Release,
     Report,
+    Rule,
     Site,
     choose,
     judge,
@@ -25,6 +27,9 @@ from ota_server import (
 )
 
 CONTENT = frozenset(("not-newer", "same-image"))  # the codes of devices that have what they need
+WAITING = frozenset(  # those of devices that have to wait for somebody, or for a time
+    ("waiting-for-approval", "outside-window", "waiting-for-stage", "paced", "paused")
+)
 
 
 class Outlook(NamedTuple):
@@ -72,6 +77,22 @@ def _outlook(outcome: Outcome) -> Outlook:
         return Outlook("", outcome.code, outcome.reason, kind)
     reason = f"{printable(outcome.name)}, {outcome.size:,} bytes, fits"
     return Outlook(str(outcome.version), "", reason, "good")
+
+
+def awaited(site: Site, device: Device) -> Release | None:
+    """The release that it would get if nobody had to wait; None: there is none for it."""
+    rules = tuple(functools.partial(_patient, rule) for rule in site.rules)
+    try:
+        outcome = judge(site, report_of(device), rules=rules)
+    except Refused:
+        return None
+    return outcome if isinstance(outcome, Release) else None
+
+
+def _patient(rule: Rule, report: Report, release: Release) -> Objection | None:
+    """What a rule objects, but that the device has to wait."""
+    objection = rule(report, release)
+    return None if objection and objection.code in WAITING else objection
 
 
 def outlooks(site: Site, device: Device, most: int) -> Iterator[tuple[Release, Outlook]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -169,13 +170,22 @@ def _is_over(rollout: Rollout, results: Results, now: int) -> bool:
     stage, counts = rollout.plan.stages[number], results.get(number, Counts())
     if rollout.plan.urgent and 0 < number < len(rollout.plan.stages) - 1:
         return True
-    excused = _excused(rollout, number)
-    doubtful = counts.failed + counts.open - excused  # as if nobody came back any more
     return (
-        counts.proven >= min(max(1, stage.proven), _places(rollout, number, results))
+        counts.proven >= _wanted(rollout, number, results)
         and now >= rollout.opened + stage.wait
-        and doubtful * 100 <= stage.threshold * (counts.devices - excused)
+        and not _is_doubtful(stage, counts, _excused(rollout, number))
     )
+
+
+def _wanted(rollout: Rollout, number: int, results: Results) -> int:
+    """How many devices of a stage have to prove the release."""
+    return min(max(1, rollout.plan.stages[number].proven), _places(rollout, number, results))
+
+
+def _is_doubtful(stage: Stage, counts: Counts, excused: int) -> bool:
+    """Whether too many would have failed if nobody came back any more."""
+    doubtful = counts.failed + counts.open - excused
+    return doubtful * 100 > stage.threshold * (counts.devices - excused)
 
 
 def _is_for_all(rollout: Rollout) -> bool:
@@ -308,7 +318,61 @@ def _opened(rollout: Rollout, now: int) -> Rollout:
     return replace(rollout, stage=rollout.stage + 1, opened=now)
 
 
-# -- 4. Plans as JSON ------------------------------------------------------------------------------
+# -- 4. In words -----------------------------------------------------------------------------------
+
+
+def standing(rollout: Rollout, results: Results, asker: Asker) -> str:
+    """Why a device to which objection() says nothing may have the release, in a sentence."""
+    name = f"the rollout of {rollout.version}"
+    if rollout.state == FINISHED:
+        return f"{name} is finished"
+    if rollout.is_watched:
+        return f"{rollout.version} has no stages: all may have it, until too many fail"
+    if asker.is_member:
+        return f"{name} has given it to the device before"
+    where = f"{name} is at stage {rollout.stage + 1} of {len(rollout.plan.stages)}"
+    return f"{where}: {_lets_in(rollout, results, asker)}"
+
+
+def _lets_in(rollout: Rollout, results: Results, asker: Asker) -> str:
+    """Why a stage that is open has room for a device, the last one that has."""
+    share = share_of(asker.device, rollout.project, rollout.version)
+    taken = _taken(rollout, results)
+    stages = rollout.plan.stages[: rollout.stage + 1]
+    fitting = (each for each in reversed(stages) if not _is_full(each, asker, share, taken))
+    stage, found = next(fitting, stages[-1]), []
+    if stage.group:
+        found.append(f"the device is in the group {shown(stage.group)}")
+    if stage.percent < 100:
+        found.append(f"it is in the {stage.percent} % that may have it: {share:.2f} %")
+    if stage.count:
+        found.append(f"{taken} of {stage.count} places are taken")
+    return ", ".join(found) or "all devices may have it"
+
+
+def missing(rollout: Rollout, results: Results, now: int) -> str:
+    """What keeps a running rollout at its stage, in a sentence; "": nothing, or it does not run."""
+    if rollout.state != RUNNING:
+        return ""
+    number = rollout.stage
+    if _is_over(rollout, results, now):
+        is_last = number + 1 == len(rollout.plan.stages)
+        return "" if not is_last or _is_for_all(rollout) else "somebody has to finish it"
+    stage, counts = rollout.plan.stages[number], results.get(number, Counts())
+    more, until = _wanted(rollout, number, results) - counts.proven, rollout.opened + stage.wait
+    found = []
+    if more > 0:
+        found.append(f"{more} more {'device has' if more == 1 else 'devices have'} to prove it")
+    if now < until:
+        clock = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        found.append(f"it stays open until {clock}")
+    if _is_doubtful(stage, counts, _excused(rollout, number)):
+        share = f"more than {stage.threshold} % would have failed"
+        found.append(f"without the {counts.open} of which nobody knows yet {share}")
+    return ", ".join(found)
+
+
+# -- 5. Plans as JSON ------------------------------------------------------------------------------
 
 _TYPES: Mapping[type, str] = {
     int: "a whole number",

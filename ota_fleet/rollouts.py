@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from sqlite3 import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from ota_fleet import rollout as pure
 from ota_fleet.assignments import Assignments
@@ -62,8 +62,8 @@ WHERE rollout IN (SELECT id FROM rollout WHERE state = 'running')"""
 _ALL_MEMBERS = """SELECT rollout, device FROM member
 WHERE rollout IN (SELECT id FROM rollout WHERE state = 'running' AND plan <> ?)"""
 _MEMBER = "SELECT stage, standing FROM member WHERE rollout = ? AND device = ?"
-_MEMBERS = """SELECT device FROM member WHERE rollout = ? AND (? < 0 OR stage = ?) AND device > ?
-ORDER BY device LIMIT ?"""
+_MEMBERS = """SELECT device, stage, standing FROM member
+WHERE rollout = ? AND (? < 0 OR stage = ?) AND device > ? ORDER BY device LIMIT ?"""
 _JOIN = "INSERT INTO member (rollout, device, stage, standing) VALUES (?, ?, ?, '')"
 _STAND = "UPDATE member SET standing = ? WHERE rollout = ? AND device = ?"
 _COUNT = """INSERT INTO result (rollout, stage, standing, devices) VALUES (?, ?, ?, ?)
@@ -75,6 +75,14 @@ _STATES = "SELECT state, COUNT(*) FROM rollout GROUP BY state"
 
 def nobody(_connection: Connection, _event: str, _data: Mapping[str, object]) -> None:
     """Who wants to know of events, where nobody does."""
+
+
+class Member(NamedTuple):
+    """A device in a rollout."""
+
+    device: str
+    stage: int  # in which it was granted the release first
+    standing: str  # outcome of its last decided attempt; "": none is
 
 
 @dataclass(slots=True)
@@ -111,18 +119,30 @@ class Rollouts:
 
     def objection(self, report: Report, release: Release) -> Objection | None:
         """Why a device has to wait for a release, from memory; the last word is admit()'s."""
-        key = release.project, release.version.text
-        view = self._views.get(key)
         now = int(self._now())
+        view = self._view_of(release, now)
         if view is None:
-            plan = self.plan_of(release)
-            if plan is WATCHED:
-                return None
-            view = _View(Rollout(0, *key, plan, opened=now), {})
+            return None
         asker = self._asker(report, view.members)
         if found := pure.objection(advance(view.rollout, view.results, now), view.results, asker):
             return found
         return view.closed if now < view.closed_until else None
+
+    def standing(self, report: Report, release: Release) -> str:
+        """Why a device does not have to wait, in a sentence, from memory."""
+        now = int(self._now())
+        unstaged = Rollout(0, release.project, release.version.text, WATCHED)
+        view = self._view_of(release, now) or _View(unstaged, {})
+        rollout = advance(view.rollout, view.results, now)
+        return pure.standing(rollout, view.results, self._asker(report, view.members))
+
+    def _view_of(self, release: Release, now: int) -> _View | None:
+        """The rollout of a release, or what it will be; None: it will only be watched."""
+        key = release.project, release.version.text
+        view = self._views.get(key)
+        if view is None and (plan := self.plan_of(release)) is not WATCHED:
+            return _View(Rollout(0, *key, plan, opened=now), {})
+        return view
 
     def plan_of(self, release: Release) -> Plan:
         """By which a release goes out, from memory."""
@@ -284,9 +304,14 @@ class Rollouts:
         rows = self._registry.rows(_FIELDS + "WHERE id = ?", min(number, MAX_INTEGER))
         if not rows:
             raise Refused(404, f"there is no rollout {number}")
+        return self.with_results([_rollout(rows[0])])[0]
+
+    def with_results(self, rollouts: Iterable[Rollout]) -> list[tuple[Rollout, Results]]:
+        """Each as it stands now, and its results."""
+        now = int(self._now())
         with self._registry.reading() as connection:
-            results = results_of(connection, number)
-        return advance(_rollout(rows[0]), results, int(self._now())), results
+            found = [(each, results_of(connection, each.id)) for each in rollouts]
+        return [(advance(each, results, now), results) for each, results in found]
 
     def current(self, project: str, version: str) -> tuple[Rollout, Results] | None:
         """That of a version which counts, from memory; None: nobody was granted it yet."""
@@ -302,10 +327,12 @@ class Rollouts:
             _rollout(row) for row in self._registry.rows(_LISTED, before, project, project, limit)
         ]
 
-    def members(self, number: int, stage: int = -1, after: str = "", limit: int = 100) -> list[str]:
+    def members(
+        self, number: int, stage: int = -1, after: str = "", limit: int = 100
+    ) -> list[Member]:
         """A page of the devices in a rollout, by id; -1: of all stages."""
         values = number, stage, stage, after, max(1, min(limit, MAX_PAGE))
-        return [device for (device,) in self._registry.rows(_MEMBERS, *values)]
+        return [Member(*row) for row in self._registry.rows(_MEMBERS, *values)]
 
     def states(self) -> dict[str, int]:
         """How many rollouts are in each state."""

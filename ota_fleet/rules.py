@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Protocol
 
 from ota_fleet.attempts import looping
 from ota_fleet.policy import STABLE, Policy, is_open, next_floor, opens_at
@@ -247,20 +248,24 @@ def _not_looping(
     return looping(release)
 
 
-def in_rollout(policy_of: PolicyOf, ask: Callable[[Report, Release], Objection | None]) -> Rule:
-    """The rule that a release goes out in stages, but to who is pinned to it.
+class Stages(Protocol):
+    """Releases that go out in stages. It is asked on the loop: it must not wait itself."""
 
-    `ask` says why a device has to wait, on the loop: it must not wait itself.
-    """
-    return functools.partial(_in_rollout, policy_of, ask)
+    def objection(self, report: Report, release: Release) -> Objection | None:
+        """Why a device has to wait for a release."""
+
+    def standing(self, report: Report, release: Release) -> str:
+        """Why it does not have to, in a sentence."""
+
+
+def in_rollout(policy_of: PolicyOf, stages: Stages) -> Rule:
+    """The rule that a release goes out in stages, but to who is pinned to it."""
+    return functools.partial(_in_rollout, policy_of, stages)
 
 
 def _in_rollout(
-    policy_of: PolicyOf,
-    ask: Callable[[Report, Release], Objection | None],
-    report: Report,
-    release: Release,
+    policy_of: PolicyOf, stages: Stages, report: Report, release: Release
 ) -> Objection | None:
     if policy_of(report.device, release.project).pin == release.version.text:
         return None
-    return ask(report, release)
+    return stages.objection(report, release)
