@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Self
 
-from ota_fleet import doctor, pages, publish, schema
+from ota_fleet import doctor, explain_command, pages, publish, schema
 from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.activity_pages import ActivityPages
 from ota_fleet.admission_pages import AdmissionPages
@@ -72,6 +72,7 @@ from ota_server import (
 COMMANDS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
     "check": doctor.main,
     "publish": publish.main,
+    "explain": explain_command.main,
     "--backup": schema.backup,
 }
 

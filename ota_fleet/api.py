@@ -289,6 +289,19 @@ def version_of(stock: Stock, call: Call) -> tuple[str, Version]:
         raise Refused(404, str(err)) from err
 
 
+def in_stock(stock: Stock, project: str, version: Version, status: int = 404) -> Version:
+    """The version as an image of the project has it: +build counts for nobody, but stands there.
+
+    Raises:
+        Refused: with this status, there is no such image.
+    """
+    found = {str(each.release.version) for each in stock.images(project)
+             if each.release.version == version}  # fmt: skip
+    if not found:
+        raise Refused(status, f"there is no {version} of {shown(project)}")
+    return version if str(version) in found else Version.parse(min(found))
+
+
 # -- Pages of lists --------------------------------------------------------------------------------
 
 

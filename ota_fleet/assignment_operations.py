@@ -16,6 +16,7 @@ from ota_fleet import rollout_schemas as schemas
 from ota_fleet.api import (
     Call,
     device_of,
+    in_stock,
     listed,
     project_of,
     recording,
@@ -117,18 +118,21 @@ class AssignmentOperations:
 
     def channel(self, call: Call) -> dict[str, Any]:
         """GET projects/{project}/releases/{version}/channel."""
-        project, version = version_of(self.stock, call)
-        release = self.stock.of_version(project, version)[0].release
-        return {"channel": self.assignments.channel(release)}
+        return {"channel": self.assignments.shelf(*self._shelved(call))}
 
     def put_channel(self, call: Call) -> dict[str, Any]:
         """PUT projects/{project}/releases/{version}/channel."""
-        project, version = version_of(self.stock, call)
+        project, version = self._shelved(call)
         before, wanted = self.channel(call)["channel"], call.body["channel"]
         with recording(self.ledger, call, "put channel", self.now()) as what:
             if self.assignments.shelve(project, version, wanted):
                 what.append(f"{project} {version} from {before} to {wanted or 'its own'}")
         return self.channel(call)
+
+    def _shelved(self, call: Call) -> tuple[str, Version]:
+        """Project and version of the path, of which there is an image. Refused: 404."""
+        project, version = version_of(self.stock, call)
+        return project, in_stock(self.stock, project, version)
 
     # -- Groups ------------------------------------------------------------------------------------
 
@@ -215,7 +219,7 @@ class AssignmentOperations:
     def approve(self, call: Call) -> None:
         """PUT devices/{device}/approvals/{version}."""
         device, project, version = self._wanted(call)
-        self.stock.of_version(project, version)
+        version = in_stock(self.stock, project, version)
         at, who = int(self.now()), call.actor.name
         with recording(self.ledger, call, "approve", at) as what:
             if self.assignments.approve(Approval(device.id, project, str(version), at, who)):

@@ -115,8 +115,11 @@ class Assignments:
 
     def channel(self, release: Release) -> str:
         """The channel that a release is on."""
-        given = self._shelves.get((release.project, release.version.text), "")
-        return channel_of(release.version, given)
+        return self.shelf(release.project, release.version)
+
+    def shelf(self, project: str, version: Version) -> str:
+        """The same of a version of a project."""
+        return channel_of(version, self._shelves.get((project, version.text), ""))
 
     # -- Policies ----------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from ota_fleet.accounts import allow
 from ota_fleet.api import (
     Call,
     device_of,
+    in_stock,
     page_of,
     project_of,
     read_before,
@@ -53,7 +54,12 @@ class RolloutOperations:
 
     def table(self) -> tuple[Operation, ...]:
         """All operations, in the order of the document."""
-        one, attempts = "/rollouts/{rollout}", schemas.ATTEMPT
+        return (*self._of_rollouts(), *self._of_outcomes())
+
+    # -- Rollouts ----------------------------------------------------------------------------------
+
+    def _of_rollouts(self) -> tuple[Operation, ...]:
+        one = "/rollouts/{rollout}"
         return (
             Operation(
                 "GET", "/rollouts", "viewer", "Rollouts, the newest first", self.list_rollouts,
@@ -77,26 +83,7 @@ class RolloutOperations:
                 self.list_members, query=schemas.OF_STAGE, answer=page(schemas.MEMBER),
                 anywhere=True,
             ),
-            Operation(
-                "GET", one + "/attempts", "viewer", "Attempts to run the release, the newest first",
-                self.of_rollout, query=PAGE, answer=page(attempts), anywhere=True,
-            ),
-            Operation(
-                "GET", "/devices/{device}/attempts", "viewer", "Attempts of a device, the newest "
-                "first", self.of_device, query=PAGE, answer=page(attempts), anywhere=True,
-            ),
-            Operation(
-                "POST", "/devices/{device}/forgive", "publisher", "Lets a device have again what "
-                "it was given in vain", self.forgive, status=204,
-            ),
-            Operation(
-                "GET", "/explain", "viewer", "Why a device gets a release or not, rule by rule",
-                self.explain, query=schemas.ASKED, answer=schemas.EXPLANATION, anywhere=True,
-                refusals=(404, 503),
-            ),
         )  # fmt: skip
-
-    # -- Rollouts ----------------------------------------------------------------------------------
 
     def list_rollouts(self, call: Call) -> dict[str, Any]:
         """GET rollouts."""
@@ -112,10 +99,7 @@ class RolloutOperations:
         fields, at = dict(call.body), int(self.now())
         with sentences():
             version, plan = Version.parse(fields.pop("version")), read_plan(fields)
-        try:
-            self.stock.of_version(project, version)
-        except Refused as refused:
-            raise Refused(422, refused.reason) from refused
+        version = in_stock(self.stock, project, version, 422)
         with recording(self.ledger, call, "begin rollout", at) as what:
             rollout = self.rollouts.create(project, version, plan, call.actor.name, at)
             stages = len(plan.stages)
@@ -153,7 +137,29 @@ class RolloutOperations:
     def _json(self, found: tuple[Rollout, Results]) -> dict[str, Any]:
         return schemas.rollout_json(*found, int(self.now()))
 
-    # -- Attempts ----------------------------------------------------------------------------------
+    # -- What became of them -----------------------------------------------------------------------
+
+    def _of_outcomes(self) -> tuple[Operation, ...]:
+        attempts = schemas.ATTEMPT
+        return (
+            Operation(
+                "GET", "/rollouts/{rollout}/attempts", "viewer", "Attempts to run the release, the "
+                "newest first", self.of_rollout, query=PAGE, answer=page(attempts), anywhere=True,
+            ),
+            Operation(
+                "GET", "/devices/{device}/attempts", "viewer", "Attempts of a device, the newest "
+                "first", self.of_device, query=PAGE, answer=page(attempts), anywhere=True,
+            ),
+            Operation(
+                "POST", "/devices/{device}/forgive", "publisher", "Lets a device have again what "
+                "it was given in vain", self.forgive, status=204,
+            ),
+            Operation(
+                "GET", "/explain", "viewer", "Why a device gets a release or not, rule by rule",
+                self.explain, query=schemas.ASKED, answer=schemas.EXPLANATION, anywhere=True,
+                refusals=(404, 503),
+            ),
+        )  # fmt: skip
 
     def of_rollout(self, call: Call) -> dict[str, Any]:
         """GET rollouts/{rollout}/attempts."""

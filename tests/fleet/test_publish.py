@@ -28,7 +28,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 import ota_server
-from ota_fleet import publish
+from ota_fleet import client
 from ota_fleet.publish import LONGEST, PAUSES, main
 from tests.conftest import running, site_of
 from tests.core.wire import PATIENCE, Script, client_context
@@ -224,14 +224,14 @@ REFUSALS = {
     "json-list": (reply("400 No", "[]", kind="application/json"), "nothing says why"),
     "proxy-413": (reply("413 Too Large", HTML), "raise its limit (nginx: client_max_body_size)"),
     "proxy-403": (reply("403 Forbidden", HTML), "403 Forbidden: the proxy lets nobody in"),
-    "proxy-404": (reply("404 Not Found", HTML), "is --to the URL of an ota-server with --state?"),
+    "proxy-404": (reply("404 Not Found", HTML), "is this the URL of an ota-server with --state?"),
     "no-state": (
         reply("413 Too Large", "nothing here takes a body\n", kind="text/plain"),
-        "nothing here takes a body; is --to the URL of an ota-server with --state?",
+        "nothing here takes a body; is this the URL of an ota-server with --state?",
     ),
     "moved": (
         reply("308 Permanent Redirect", HTML, "Location: https://ota.example/"),
-        "it leads to https://ota.example/: name that by --to",
+        "it leads to https://ota.example/: name that instead",
     ),
     "moved-nowhere": (reply("302 Found"), "it leads to nowhere"),
     "a-page": (reply("200 OK", HTML), "what answers is no ota-server: is --to its URL?"),
@@ -345,11 +345,11 @@ def test_a_port_where_nobody_listens_is_3(run: Run) -> None:
 
 def test_what_the_network_says_is_understood() -> None:
     unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-    with pytest.raises(publish.Unreachable, match="names no host that is known: Name or"):
-        publish.trouble(unknown)
+    with pytest.raises(client.Unreachable, match="names no host that is known: Name or"):
+        client.trouble(unknown)
     again = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-    assert publish.trouble(again).endswith("not reached: Temporary failure in name resolution")
-    assert publish.trouble(OSError(113, "No route to host")).endswith("reached: No route to host")
+    assert client.trouble(again).endswith("not reached: Temporary failure in name resolution")
+    assert client.trouble(OSError(113, "No route to host")).endswith("reached: No route to host")
 
 
 WRONG = {
@@ -971,7 +971,7 @@ def test_a_server_without_state_says_so(shelf: Path, run: Run) -> None:
     with running(site_of(shelf)) as server:
         outcome = run(Stage(server.server_port))
     assert outcome.status == 1
-    assert publish.NO_API in outcome.err
+    assert client.NO_API in outcome.err
 
 
 def test_the_command_publishes_by_the_script(shelf: Path, firmware: Path) -> None:
