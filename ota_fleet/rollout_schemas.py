@@ -172,10 +172,10 @@ def policy_json(policy: Policy, fields: Mapping[str, Any]) -> dict[str, Any]:
 # -- 3. Why ----------------------------------------------------------------------------------------
 
 ASKED: Mapping[str, Schema] = {
-    "device": text("need not be known, if there is a project", maxLength=MAX_TEXT),
-    "version": text("empty: what it gets, or the newest", maxLength=MAX_TEXT),
-    "project": text("empty: that of the device", maxLength=MAX_TEXT),
-    "running": text("the version that it runs; empty: what it said last", maxLength=MAX_TEXT),
+    "device": text("need not be known, if there is a project"),
+    "version": text("of the release; empty: what it gets, or the newest"),
+    "project": text("empty: that of the device"),
+    "running": text("the version that it runs; empty: what it said last"),
 }
 VERDICT = record(
     rule=text("its name"),

@@ -210,6 +210,8 @@ DONE: list[tuple[Any, ...]] = [  # role, method, path, body, status, what the an
     ("publisher", "PATCH", DEVICE, {"notes": "ä", "labels": ["b", "a"], "pin": "v1.2"}, 200,
      {"notes": "ä", "labels": ["a", "b"], "pin": "1.2.0", "channel": ""}),
     ("publisher", "PATCH", DEVICE, {"channel": "beta"}, 200, {"pin": "", "channel": "beta"}),
+    ("publisher", "PATCH", DEVICE, {"group": "attic", "channel": "nightly"}, 200,
+     {"group": "attic", "channel": "nightly", "interval": 0}),
     ("publisher", "PATCH", DEVICE, {}, 200, {"notes": ""}),
     ("publisher", "DELETE", DEVICE, None, 204, None),
     ("viewer", "GET", "projects", None, 200, {"items": [
@@ -499,7 +501,8 @@ REFUSED: list[tuple[Any, ...]] = [  # role, method, path, body, status, what the
     ("admin", "PATCH", DEVICE, {"labels": [""]}, 422, "labels[0]"),
     ("admin", "PATCH", DEVICE, {"labels": ["x"] * 33}, 422, "more than 32"),
     ("admin", "PATCH", DEVICE, {"pin": "newest"}, 422, "'newest' is no version"),
-    ("admin", "PATCH", DEVICE, {"channel": "nightly"}, 422, "channel"),
+    ("admin", "PATCH", DEVICE, {"channel": "every night"}, 422, "no name for a channel"),
+    ("admin", "PATCH", DEVICE, {"group": "-"}, 422, "no name for a group"),
     ("admin", "PATCH", FOLDER, {"withdrawn": 1}, 422, "withdrawn is to be true or false"),
     ("admin", "PATCH", FOLDER, {"notes": "x"}, 409, "firmware folder"),
     ("admin", "PATCH", "projects/lamp/releases/9.9.9", {"notes": "x"}, 404, "9.9.9"),
@@ -625,6 +628,20 @@ MAY = {  # the least role; "": everybody
     "PATCH /projects/{project}/releases/{version}": "publisher",
     "DELETE /projects/{project}/releases/{version}": "admin",
     "GET /audit": "admin", "GET /audit/verified": "admin", "GET /audit.jsonl": "admin",
+    "GET /rollouts": "viewer", "POST /projects/{project}/rollouts": "publisher",
+    "GET /rollouts/{rollout}": "viewer", "POST /rollouts/{rollout}/control": "publisher",
+    "GET /rollouts/{rollout}/devices": "viewer", "GET /rollouts/{rollout}/attempts": "viewer",
+    "GET /devices/{device}/attempts": "viewer", "POST /devices/{device}/forgive": "publisher",
+    "GET /explain": "viewer",
+    "GET /devices/{device}/policy": "viewer", "PUT /devices/{device}/policy": "publisher",
+    "GET /projects/{project}/policy": "viewer", "PUT /projects/{project}/policy": "publisher",
+    "GET /projects/{project}/releases/{version}/channel": "viewer",
+    "PUT /projects/{project}/releases/{version}/channel": "publisher",
+    "GET /groups": "viewer", "GET /groups/{group}": "viewer",
+    "PUT /groups/{group}": "publisher", "DELETE /groups/{group}": "publisher",
+    "GET /devices/{device}/approvals": "viewer",
+    "PUT /devices/{device}/approvals/{version}": "publisher",
+    "DELETE /devices/{device}/approvals/{version}": "publisher",
 }  # fmt: skip
 
 
@@ -817,8 +834,9 @@ def test_document_says_what_each_operation_takes_and_gives(still: House) -> None
     for path, methods in document["paths"].items():
         for method, about in methods.items():
             assert about["summary"], path
+            bodiless = ("/admissions/", "/approvals/", "/forgive")
             assert ("requestBody" in about) == (
-                method in {"post", "put", "patch"} and "admissions" not in path
+                method in {"post", "put", "patch"} and not any(each in path for each in bodiless)
             )
             assert about["responses"]["422"]["content"].keys() == {"application/problem+json"}
 
@@ -834,7 +852,10 @@ BODIES = {  # what each would take, if somebody sent it who may
     "session": {"email": EMAIL, "password": "wrong"},
     "accounts": {**GREET, "role": "admin"}, "accounts/1": {"password": "another horse"},
     "tokens": {"name": "x", "role": "admin"}, DEVICE: {"notes": "x", "pin": "1.0.0"},
-    "projects/lamp": {"aliases": ["x"]},
+    "projects/lamp": {"aliases": ["x"]}, "projects/lamp/rollouts": {"version": "1.0.0"},
+    "rollouts/1/control": {"do": "abort"}, f"{DEVICE}/policy": {"hold": "yes"},
+    "projects/lamp/policy": {"hold": "yes"}, "groups/attic": {"hold": "yes"},
+    f"{FIRST}/channel": {"channel": "beta"},
 }  # fmt: skip
 CORE = [
     "/", "/healthz", "/favicon.ico", "/esp32fota.json", "/firmware", "/firmware/",
@@ -866,6 +887,7 @@ def state_of(house: House) -> str:
 def targets(site: Site, house: House) -> list[str]:
     """Paths of every route but those of pages, which have a test of their own (test_pages.py)."""
     real = {"account": "1", "token": "1", "device": MACS[0], "project": "lamp", "version": "1.0.0"}
+    real |= {"rollout": "1", "group": "attic"}
     paths = house.ask("", "GET", "openapi.json").data["paths"]
     found = [*CORE, *(re.sub(r"{(\w+)}", lambda name: real[name[1]], path) for path in paths)]
     hit = {id(site.route(path.partition("?")[0])) for path in found}
@@ -881,6 +903,7 @@ def test_nothing_is_written_without_a_credential(
     with opened(folder, furnished, us_username="u", us_password="p") as house:  # noqa: S106
         house.admin("PUT", "projects/lamp", {"aliases": ["bulb"]})
         house.admin("PUT", "projects/lamp/releases/1.0.0", LAMP)
+        assert house.admin("POST", "projects/lamp/rollouts", {"version": "1.0.0"}).status == 201
         before = state_of(house)
         statuses = set()
         for target in targets(house.site, house):
