@@ -22,7 +22,8 @@ from tests.fleet.test_api import furnished as furnished  # noqa: PLC0414 - a fix
 
 SLOW = {"POST /setup", "POST /session", "POST /accounts", "PATCH /accounts/{account}"}
 # Some of what there is, else nearly all paths would lead to a 404.
-HERE = ["lamp", "firmware", "bulb", "1.0.0", "1", "2", "5C:CF:7F:00:00:01"]
+HERE = ["lamp", "firmware", "bulb", "1.0.0", "1", "2", "5C:CF:7F:00:00:01", "attic"]
+WORDS = {"device", "project", "version", "running"}  # of queries
 CHECKS = [
     not_a_server_error,
     checks.status_code_conformance,
@@ -47,6 +48,8 @@ def street(tmp_path_factory: pytest.TempPathFactory, furnished: Any) -> Iterator
     with opened(folder, furnished) as house:
         house.admin("PUT", "projects/lamp", {"aliases": ["bulb"]})
         assert house.admin("PUT", FIRST, LAMP).status == 201
+        assert house.admin("POST", "projects/lamp/rollouts", {"version": "1.0.0"}).status == 201
+        assert house.admin("PUT", "groups/attic", {"hold": "no"}).status == 200
         for _ in range(20):  # the last one's number is hit by no chance
             token = house.admin("POST", "tokens", {"name": "x", "role": "admin"}).data["token"]
         with standing(house.site) as stand:
@@ -57,11 +60,14 @@ def street(tmp_path_factory: pytest.TempPathFactory, furnished: Any) -> Iterator
 @st.composite
 def cases(draw: st.DrawFn, operation: Any) -> Any:
     """A request that the document allows or forbids, often about what there is."""
-    modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
-    case = draw(operation.as_strategy(generation_mode=draw(st.sampled_from(modes))))
+    mode = draw(st.sampled_from([GenerationMode.POSITIVE, GenerationMode.NEGATIVE]))
+    case = draw(operation.as_strategy(generation_mode=mode))
     for name in case.path_parameters or ():
         if draw(st.booleans()):
             case.path_parameters[name] = draw(st.sampled_from(HERE))
+    for name in {*(case.query or ())} & WORDS if mode is GenerationMode.POSITIVE else ():
+        if draw(st.booleans()):
+            case.query[name] = draw(st.sampled_from(HERE))
     return case
 
 
