@@ -23,6 +23,7 @@ Commands instead of options; each has its own --help:
   ota_server.py sign URL       prints a URL that opens one image for an hour
   ota_server.py check URL      asks as a device would and says what is wrong
   ota_server.py publish FILE   brings a release to a server that takes uploads
+  ota_server.py explain URL    says rule by rule why a device gets a release, or not
 
 Try it as a device would ask:
   curl -i -H 'x-ESP8266-version: 1.0.0' http://localhost:8000/firmware
