@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from ota_fleet import explain_command, rules
 from ota_fleet.explain import RULES, candidates, key_of, subject, verdicts
 from ota_fleet.outlook import WAITING, awaited, report_of
 from ota_fleet.policy import NOTHING, Policy
+from ota_fleet.rollout import FINISHED, RUNNING, STATES
 from ota_fleet.rows import Device
 from ota_server import (
     ANY_ESP,
@@ -41,6 +43,7 @@ from tests.fleet.test_api import MACS, House
 from tests.fleet.test_api import furnished as furnished  # noqa: PLC0414 - a fixture
 from tests.fleet.test_api import house as house  # noqa: PLC0414 - a fixture
 from tests.fleet.test_rollout_operations import PLAN, ROLLOUTS, check, download
+from tests.test_house import ROOT
 
 MAC, MD5 = "5C:CF:7F:00:00:01", "0123456789abcdef" * 2
 V = Version.parse
@@ -272,6 +275,13 @@ def test_rule_that_objects_has_its_own_sentence(
     assert objection is not None
     assert one == (rule, code, denies, objection.reason)
     assert len(found) == len(given)
+
+
+def test_every_code_stands_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text().partition("## How it decides")[2].partition("\n## ")[0]
+    rows = set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE))
+    of_rollouts = {"not-targeted", "paced", *STATES} - {RUNNING, FINISHED}
+    assert rows == {row[4] for row in OBJECTED} | of_rollouts
 
 
 # -- 2. What it says is what is decided ------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +19,13 @@ from hypothesis import strategies as st
 from ota_fleet.rollout import Counts, Plan, Rollout, Stage, advance, missing
 from ota_server import Transfer
 from tests.conftest import site_of, wait_until
-from tests.data.make_images import esp8266_image
+from tests.core.wire import PATIENCE, standing
+from tests.data.make_images import esp32_image, esp8266_image
 from tests.fleet.test_api import MACS, NEW, Answer, House, is_part, named
 from tests.fleet.test_api import furnished as furnished  # noqa: PLC0414 - a fixture
 from tests.fleet.test_api import house as house  # noqa: PLC0414 - a fixture
 from tests.fleet.test_fleet import close
+from tests.test_house import ROOT
 
 FIRST, SECOND, THIRD = (f"24:6F:28:00:00:0{number}" for number in range(3))
 ROLLOUTS = "projects/firmware/rollouts"
@@ -399,3 +404,31 @@ def test_something_is_missing_as_long_as_the_stage_stays(
 )
 def test_what_is_missing_is_a_sentence(stage: Stage, found: Counts, sentence: str) -> None:
     assert missing(Rollout(1, "p", "1.0.0", Plan((stage, Stage()))), {0: found}, 0) == sentence
+
+
+# -- 6. As the README says -------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_commands_of_the_readme_do_what_they_say(house: House) -> None:
+    text = (ROOT / "README.md").read_text()
+    section = text.partition("\n## Rollouts\n")[2].partition("\n## ")[0]
+    lines = re.findall(r"^    ((?:curl|api=|  \"stages).*)$", section, re.MULTILINE)
+    assert len(lines) > 12
+    device = "5C:CF:7F:12:34:56"
+    assert house.admin("PUT", "projects/lamp/releases/1.10.0", esp32_image("lamp", "1.10.0")).status
+    house.ask("", "GET", "/lamp", None, "x-ESP32-version: 1.9.0", f"x-ESP32-STA-MAC: {device}")
+    wait_until(lambda: house.admin("GET", f"devices/{device}").status == 200)
+    with standing(house.site) as stand:
+        script = "\n".join(["set -e", 'curl() { command curl -sS --fail-with-body "$@"; }', *lines])
+        script = script.replace(":8000", f":{stand.port}")
+        done = subprocess.run(
+            ["bash", "-c", script], check=False, capture_output=True, text=True,
+            timeout=PATIENCE * 3, env={**os.environ, "OTA_UPLOAD_TOKEN": house.tokens["publisher"]},
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert house.admin("GET", "rollouts/1").data["state"] == "paused"
+    assert house.admin("GET", "groups/attic").data["hold"] == "yes"
+    said = house.admin("GET", "projects/lamp/policy").data
+    assert (said["floors"], said["approval"]) == (["7.2.0"], "yes")
