@@ -479,7 +479,7 @@ def test_rollout_and_attempts_stand_in_the_explanation(house: House) -> None:
     found = asked(house, f"device={second}&project=firmware&running=1.0.0&version=1.10.0")
     assert (found["code"], found["rollout"]["state"]) == ("waiting-for-stage", "running")
     assert found["rollout"]["stages"][0]["counts"]["open"] == 1
-    assert "its 1 places are taken" in found["reason"]
+    assert "its place is taken" in found["reason"]
     member = asked(house, f"device={first}&project=firmware&running=1.0.0")
     assert member["verdicts"][-1]["sentence"] == (
         "the rollout of 1.10.0 has given it to the device before"
@@ -494,6 +494,8 @@ def test_rollout_and_attempts_stand_in_the_explanation(house: House) -> None:
         ([{}], "the rollout of 1.10.0 is at stage 1 of 1: all devices may have it"),
         ([{"percent": 99, "count": 3}, {}], "the rollout of 1.10.0 is at stage 1 of 2: it is in "
          "the 99 % that may have it: 78.91 %, 0 of 3 places are taken"),
+        ([{"count": 3}, {"group": "attic"}], "the rollout of 1.10.0 is at stage 1 of 2: 0 of 3 "
+         "places are taken"),
     ],
 )  # fmt: skip
 def test_stage_says_why_a_device_may_have_a_release(

@@ -16,7 +16,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ota_fleet.rollout import Counts, Plan, Rollout, Stage, advance, missing
+from ota_fleet import rollout as pure
+from ota_fleet.rollout import (
+    FINISHED,
+    RUNNING,
+    Asker,
+    Counts,
+    Plan,
+    Rollout,
+    Stage,
+    advance,
+    missing,
+    objection,
+)
 from ota_server import Transfer
 from tests.conftest import site_of, wait_until
 from tests.core.wire import PATIENCE, standing
@@ -372,7 +384,12 @@ def test_a_version_has_one_rollout_under_way(servers: int, house: House) -> None
 
 amounts = st.integers(0, 12)
 stages = st.builds(
-    Stage, count=st.just(0), proven=amounts, wait=st.sampled_from([0, 100]), threshold=amounts
+    Stage,
+    percent=st.sampled_from([50, 100]),
+    count=st.sampled_from([0, 0, 5]),
+    proven=amounts,
+    wait=st.sampled_from([0, 100]),
+    threshold=amounts,
 )
 plans = st.builds(Plan, st.lists(stages, min_size=1, max_size=3).map(tuple), urgent=st.booleans())
 results = st.dictionaries(st.integers(0, 2), st.builds(Counts, *[amounts] * 5))
@@ -400,10 +417,33 @@ def test_something_is_missing_as_long_as_the_stage_stays(
             Counts(open=3, proven=9),
             "without the 3 of which nobody knows yet more than 10 % would have failed",
         ),
+        (Stage(), Counts(proven=1), ""),
     ],
 )
 def test_what_is_missing_is_a_sentence(stage: Stage, found: Counts, sentence: str) -> None:
     assert missing(Rollout(1, "p", "1.0.0", Plan((stage, Stage()))), {0: found}, 0) == sentence
+
+
+def test_last_stage_that_is_not_for_all_waits_for_somebody() -> None:
+    rollout = Rollout(1, "p", "1.0.0", Plan((Stage(count=2),)))
+    assert missing(rollout, {0: Counts(proven=1)}, 0) == "somebody has to finish it"
+    assert missing(rollout, {}, 0) == "1 more device has to prove it"
+
+
+@given(plans, results, st.integers(0, 2), st.sampled_from([FINISHED, RUNNING]), st.text())
+def test_whoever_may_have_it_is_told_why(
+    plan: Plan, found: Mapping[int, Counts], stage: int, state: str, device: str
+) -> None:
+    at = min(stage, len(plan.stages) - 1)
+    rollout = Rollout(1, "p", "1.0.0", plan, state, at)
+    asker = Asker(device, is_member=device == "0")
+    if objection(rollout, found, asker) is None:
+        said = pure.standing(rollout, found, asker)
+        for share in re.findall(r"it is in the 50 % that may have it: ([0-9.]+) %", said):
+            assert float(share) < 50
+        for taken in re.findall("([0-9]+) of 5 places are taken", said):
+            assert int(taken) < 5
+        assert said.startswith(("the rollout of 1.0.0 ", "1.0.0 has no stages"))
 
 
 # -- 6. As the README says -------------------------------------------------------------------------
