@@ -83,9 +83,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"{found['project']} {found['version']} ({found['name']})"
     yield f"{found['device']}{known}, {runs}"
     yield ""
-    yield from _table(
-        ((each["code"] and "no") or "ok", each["rule"], _words(each)) for each in found["verdicts"]
-    )
+    yield from _table((_mark(each), each["rule"], _words(each)) for each in found["verdicts"])
     if others := [each for each in found["releases"] if each["name"] != found["name"]]:
         yield from ("", "Other releases:")
         yield from _table((_mark(each), each["version"], _words(each)) for each in others)
