@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Self
 
-from ota_fleet import doctor, pages, publish, schema
+from ota_fleet import doctor, monitor, pages, publish, schema
 from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.activity_pages import ActivityPages
 from ota_fleet.admission_pages import AdmissionPages
@@ -25,7 +25,10 @@ from ota_fleet.files import Store
 from ota_fleet.grants import Grants
 from ota_fleet.history import History
 from ota_fleet.home_pages import HomePages
+from ota_fleet.hook_operations import HookOperations
+from ota_fleet.hooks import Hooks
 from ota_fleet.ledger import Ledger
+from ota_fleet.monitor import Monitor, Sources
 from ota_fleet.operations import Operations
 from ota_fleet.pages import Pages
 from ota_fleet.people_pages import PeoplePages
@@ -104,15 +107,11 @@ def extend(site: Site) -> Site:
     """The site with a memory. OSError, ValueError: the folder of the fleet is not to be used."""
     config = site.config
     pair = pair_of(config)
-    os.makedirs(config.state, mode=0o700, exist_ok=True)
-    try:
-        path = os.path.join(config.state, "fleet.db")
-        registry = Registry(path, max_devices=config.max_devices)
-    except RuntimeError as err:
-        raise ValueError(str(err)) from err
-    known = Known.of(registry, proxied=bool(config.accel))
+    registry = opened_registry(config)
     store = Store(os.path.join(config.state, "files"), registry, time.time())
     stock = Stock(site.catalog, registry, store)
+    hooks = Hooks(registry, stock, stock.resolve)
+    known = Known.of(registry, hooks.notify, proxied=bool(config.accel))
     history = History(registry)
     ledger = Ledger(registry)
     accounts = Accounts(ledger, secure=bool(config.cert))
@@ -125,7 +124,8 @@ def extend(site: Site) -> Site:
     guard = Credentials(accounts, registry.admitted, pair)
     routes = TwoStep(ledger, store, guard.actor, config.max_image).routes()
     uploads = Uploads(stock, ledger, config)
-    operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
+    others = HookOperations(hooks, ledger).table()
+    operations = Operations(accounts, registry, ledger, stock, uploads, config.state, others)
     api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
     site = replace(
         site,
@@ -142,7 +142,32 @@ def extend(site: Site) -> Site:
         *ActivityPages(ledger, history).table(),
         *PeoplePages(accounts).table(),
     )
-    return with_pages(with_api(site, api), Pages(table, accounts, drop="/admin/upload"))
+    site = with_pages(with_api(site, api), Pages(table, accounts, drop="/admin/upload"))
+    sources = Sources(registry, history, hooks, known.grants.tally, known.rollouts.states)
+    hooks.start(known.grants.sweep)
+    return with_monitor(site, Monitor(accounts, stock.resolve, sources), hooks)
+
+
+def opened_registry(config: Config) -> Registry:
+    """The registry in the folder of the fleet. OSError, ValueError: that is not to be used."""
+    os.makedirs(config.state, mode=0o700, exist_ok=True)
+    try:
+        path = os.path.join(config.state, "fleet.db")
+        return Registry(path, max_devices=config.max_devices)
+    except RuntimeError as err:
+        raise ValueError(str(err)) from err
+
+
+def with_monitor(site: Site, watch: Monitor, hooks: Hooks) -> Site:
+    """The site that counts what it does, and tells what happens."""
+    return replace(
+        site,
+        routes=(*watch.routes(), *site.routes),
+        listeners=(hooks.note, *site.listeners, watch.note),
+        carriers=(*site.carriers, watch.carry),
+        pulses=(*site.pulses, watch.pulse),
+        closers=(hooks.close, *site.closers),
+    )
 
 
 def with_pages(site: Site, people: Pages) -> Site:
@@ -166,7 +191,7 @@ def with_api(site: Site, api: Api) -> Site:
 
 def opened(site: Site, accounts: Accounts) -> Iterator[Callable[[Request], None]]:
     """The guards of the core, of which that of images lets in who has a token of the fleet."""
-    own = PATHS, BELOW, pages.BELOW
+    own = PATHS, BELOW, pages.BELOW, monitor.PATHS
     for guard in site.guards:
         if isinstance(guard, Access):
             access = replace(guard, catalog=site.catalog)  # reads a path as the endpoints do

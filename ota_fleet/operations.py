@@ -51,6 +51,7 @@ class Operations:
     stock: Stock
     uploads: Uploads
     folder: str  # for files without a name
+    others: tuple[Operation, ...] = ()  # of other rooms
     now: Callable[[], float] = time.time
 
     def table(self) -> tuple[Operation, ...]:
@@ -62,6 +63,7 @@ class Operations:
             *self._of_projects(),
             *self._of_releases(),
             *self._of_audit(),
+            *self.others,
         )
 
     @contextmanager
