@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from ota_fleet.rows import clean
-from ota_server import __version__
+from ota_server import __version__, printable
 
 EVENTS = (
     "rollout.halted", "rollout.finished", "device.silent", "device.looping", "device.unknown",
@@ -156,7 +156,8 @@ def send(webhook: Webhook, delivery: Delivery, at: int, trust: Callable[[], SSLC
     except TimeoutError:
         return f"it did not answer within {TIMEOUT:g} s"
     except (OSError, HTTPException) as err:
-        return clean(err) or type(err).__name__
+        why = err.strerror if isinstance(err, OSError) else None
+        return clean(printable(why or str(err) or type(err).__name__))
     return "" if 200 <= status < 300 else f"it answered {status}"
 
 

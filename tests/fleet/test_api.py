@@ -742,7 +742,9 @@ def full(tmp_path_factory: pytest.TempPathFactory, furnished: Any) -> Iterator[H
             registry.seen(Sighting(*seen, None, None, None, "", at, downloaded=False))
             assert house.admin("POST", "webhooks", {"url": "http://127.0.0.1:1/"}).status == 201
             row = "ping", '{"at": 1}', int(time.time()) + 40_000  # not soon
-            registry.write("INSERT INTO delivery (webhook, event, body, due) VALUES (1, ?, ?, ?)", *row)
+            registry.write(
+                "INSERT INTO delivery (webhook, event, body, due) VALUES (1, ?, ?, ?)", *row
+            )
         registry.close()
         house.admin("POST", "accounts", GREET)
         yield house
