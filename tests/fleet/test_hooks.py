@@ -170,10 +170,9 @@ def misbehaving(answer: Callable[[socket.socket, threading.Event], None]) -> Ite
                 threads[-1].start()
 
         def treat(link: socket.socket) -> None:
-            with link:
-                with suppress(OSError):  # the other side has enough of it
-                    assert link.recv(1 << 20).startswith(b"POST ")
-                    answer(link, enough)
+            with link, suppress(OSError):  # the other side has enough of it
+                assert link.recv(1 << 20).startswith(b"POST ")
+                answer(link, enough)
 
         threads = [threading.Thread(target=work)]
         threads[0].start()
