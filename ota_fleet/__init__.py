@@ -122,15 +122,14 @@ def extend(site: Site) -> Site:
     )
     begin(accounts, site)
     guard = Credentials(accounts, registry.admitted, pair)
-    routes = TwoStep(ledger, store, guard.actor, config.max_image).routes()
     uploads = Uploads(stock, ledger, config)
-    others = HookOperations(hooks, ledger).table()
-    operations = Operations(accounts, registry, ledger, stock, uploads, config.state, others)
+    more = HookOperations(hooks, ledger).table()
+    operations = Operations(accounts, registry, ledger, stock, uploads, config.state, more)
     api = Api(operations.table(), accounts, stock.resolve, uploads.max_body)
     site = replace(
         site,
         guards=(*opened(site, accounts), api.guard, guard),
-        routes=(*routes, *site.routes),
+        routes=(*TwoStep(ledger, store, guard.actor, config.max_image).routes(), *site.routes),
     )
     table = (
         *HomePages(history, stock, registry).table(),

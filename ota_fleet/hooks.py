@@ -114,7 +114,10 @@ class _Met(NamedTuple):
 
 
 class Hooks:
-    """Webhooks and what they are to be told. Every function may be called from any thread."""
+    """Webhooks and what they are to be told.
+
+    Every function may be called from any thread, but turn() and what it does by one at a time.
+    """
 
     def __init__(
         self,
@@ -294,9 +297,9 @@ class Hooks:
     def turn(self) -> None:
         """Does what is to be done at this time, and waits for no receiver."""
         now = int(self._now())
-        due = map(Webhook.of, self._registry.rows(_WITH_DUE, now, now + NEVER))
-        self._deliver(now, [*due])
+        due = [Webhook.of(row) for row in self._registry.rows(_WITH_DUE, now, now + NEVER)]
         self._read_at = time.monotonic()
+        self._deliver(now, due)
         if abs(now - self._looked_at) >= LOOK_SECONDS:  # the clocks of small servers jump
             self._looked_at = now
             self.look()
@@ -340,7 +343,7 @@ class Hooks:
         if not settled and self._calm >= CALM:
             fresh[_MARK] = ""
         if news := {pair: notes for pair, notes in fresh.items() if pair not in known}:
-            with self._registry.writing() as connection:
+            with self._registry.granting() as connection:
                 for (project, version), notes in news.items():
                     first = connection.execute(_ANNOUNCE, (project, version)).rowcount > 0
                     if first and settled:
@@ -358,7 +361,7 @@ class Hooks:
         times = now - MONTH, now - DAY, self._began, self._began, PATIENCE, now
         if now < self._began + DAY or not self._registry.rows(_SILENT, *times, 1):
             return
-        with self._registry.writing() as connection:
+        with self._registry.granting() as connection:
             for row in connection.execute(_SILENT, (*times, SWEPT)).fetchall():
                 device, project, version, since = row
                 if connection.execute(_MISS, (device, since)).rowcount:
@@ -378,11 +381,11 @@ class Hooks:
         )[: LANES - len(busy)]
         if not answered and not idle:
             return
-        with self._registry.writing() as connection:
-            for each in answered:
-                self._settle(connection, now, *each)
+        with self._registry.granting() as connection:
+            told = [self._settle(connection, now, *each) for each in answered]
             claimed = [(each, _claim(connection, each.id, now)) for each in idle]
-        for _ in answered:
+        for tell in told:
+            tell()
             self._answered.popleft()
         self._lanes = {number: lane for number, lane in self._lanes.items() if number in busy}
         for webhook, delivery in claimed:
@@ -405,23 +408,21 @@ class Hooks:
 
     def _settle(
         self, connection: Connection, now: int, webhook: Webhook, delivery: Delivery, failure: str
-    ) -> None:
-        """What becomes of a delivery that was tried, unless another server has it meanwhile."""
+    ) -> Callable[[], None]:
+        """Notes how a try ended, unless another server makes it meanwhile; gives what logs it."""
         name, event, claim = webhook.name, delivery.event, (delivery.id, delivery.due)
         tries = delivery.tries + 1
         if not failure:
             connection.execute(_DONE, claim)
-            tell = functools.partial(log.info, "webhook %s: %s was taken", name, event)
-        elif tries < MAX_TRIES and now - delivery.at < DAY:
+            return functools.partial(log.info, "webhook %s: %s was taken", name, event)
+        if tries < MAX_TRIES and now - delivery.at < DAY:
             pause = pause_of(tries, self._dice())
             connection.execute(_AGAIN, (now + pause, tries, failure, *claim))
             text = "webhook %s: %s again in %d s: %s"
-            tell = functools.partial(log.info, text, name, event, pause, failure)
-        else:
-            connection.execute(_DONE, claim)
-            text = "webhook %s: %s is given up after %d tries: %s"
-            tell = functools.partial(log.warning, text, name, event, tries, failure)
-        self._registry.once_written(tell)
+            return functools.partial(log.info, text, name, event, pause, failure)
+        connection.execute(_DONE, claim)
+        text = "webhook %s: %s is given up after %d tries: %s"
+        return functools.partial(log.warning, text, name, event, tries, failure)
 
 
 def _one(connection: Connection, webhook: int) -> Webhook:

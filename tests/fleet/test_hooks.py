@@ -25,9 +25,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ota_server
+from ota_fleet import Known, remember
 from ota_fleet import deliveries as sending
 from ota_fleet import hooks as hooks_module
-from ota_fleet import remember
 from ota_fleet.deliveries import (
     EVENTS,
     FIRST,
@@ -46,7 +46,7 @@ from ota_fleet.registry import Registry
 from ota_fleet.rows import Project
 from ota_server import Event, Objection, Refused, Report, Version
 from tests.conftest import put, wait_until
-from tests.core.wire import PATIENCE
+from tests.core.wire import PATIENCE, standing
 from tests.data.make_images import esp8266_image
 from tests.fleet.test_api import House
 from tests.fleet.test_api import furnished as furnished  # noqa: PLC0414 - fixtures
@@ -202,6 +202,7 @@ class Desk:
     def __init__(self, bench: Bench) -> None:
         self.bench, self.registry = bench, bench.registry
         self.time = float(NOW)
+        self.known = Known.of(bench.registry, now=lambda: self.time)
         self.hooks = self.another(bench.registry)
         self.hooks.sweep(NOW)  # the server is there
 
@@ -251,7 +252,7 @@ class Desk:
         for event in events:
             self.hooks.note(event)
             who = self.bench.stock.resolve
-            remember(self.registry, history or self.history, who, event, lambda: self.time)
+            remember(self.known, history or self.history, who, event, lambda: self.time)
         self.registry.flush()
 
     @functools.cached_property
@@ -1237,6 +1238,23 @@ def test_secret_is_told_once_and_is_nowhere_else(
     assert made["secret"] not in "".join(said())
     assert "secret-path" not in "".join(said())
     assert made["secret"] not in repr(house.site)
+
+
+def test_device_that_loops_is_told_by_a_real_server(house: House, there: Listening) -> None:
+    wish = {"url": there.url, "events": ["device.looping"], "secret": SECRET}
+    assert house.admin("POST", "webhooks", wish).status == 201
+    check = "/firmware", "x-ESP8266-version: 1.0.0", f"x-ESP8266-STA-MAC: {MAC}"
+    with standing(house.site) as stand:
+
+        def is_told() -> bool:
+            with stand.dial() as wire:
+                assert wire.ask(*check).status in {200, 304}
+            return bool(there.receiver.heard)
+
+        wait_until(is_told)
+    (heard,) = there.receiver.heard
+    assert heard.data["data"] == {"device": MAC, "project": "firmware", "version": "1.10.0"}
+    assert heard.is_signed()
 
 
 def test_wrong_url_is_not_in_the_log(house: House, said: Callable[[], list[str]]) -> None:

@@ -19,10 +19,10 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 import ota_server
+from ota_fleet import Known, remember
 from ota_fleet import hooks as hooks_module
 from ota_fleet import monitor as monitor_module
 from ota_fleet import registry as registry_module
-from ota_fleet import remember
 from ota_fleet.accounts import Accounts
 from ota_fleet.history import DAY, History
 from ota_fleet.hooks import Hooks
@@ -94,6 +94,7 @@ class Watch(NamedTuple):
 
     site: Site
     registry: Registry
+    known: Known
     history: History
     monitor: Monitor
     hooks: Hooks
@@ -104,7 +105,7 @@ class Watch(NamedTuple):
         """Devices ask, and it is written."""
         for event in events:
             self.monitor.note(event)
-            remember(self.registry, self.history, str, event, functools.partial(float, at))
+            remember(self.known, self.history, str, event, functools.partial(float, at))
         self.registry.flush()
 
     def values(self, name: str) -> Values:
@@ -121,13 +122,14 @@ def watching(registry: Registry, folder: Path, now: int = NOW) -> Watch:
     """A monitor over a registry, at a time."""
     site = site_of(folder, token=TOKEN)
     history, hooks = History(registry), Hooks(registry, site.catalog)
+    known = Known.of(registry, hooks.notify)
     attempts: dict[str, int] = {}
     rollouts: dict[str, int] = {}
     sources = Sources(registry, history, hooks, lambda: attempts, lambda: rollouts)
     accounts = Accounts(Ledger(registry), secure=False)
     monitor = Monitor(accounts, own_name, sources, lambda: now)
     site = replace(site, guards=(), routes=monitor.routes())
-    return Watch(site, registry, history, monitor, hooks, attempts, rollouts)
+    return Watch(site, registry, known, history, monitor, hooks, attempts, rollouts)
 
 
 @pytest.fixture
@@ -318,7 +320,7 @@ def test_what_waits_is_counted(watch: Watch) -> None:
     assert watch.values("ota_deliveries_waiting") == {(): 2}
     with watch.registry._lock:
         watch.history.note(decided(), NOW)
-        remember(watch.registry, watch.history, str, decided())
+        remember(watch.known, watch.history, str, decided())
         assert watch.registry.waiting() == 1
     watch.registry.flush()
     assert watch.values("ota_checkins_waiting") == {(): 0}
@@ -503,7 +505,7 @@ def test_check_ins_that_cannot_be_written_are_said_until_it_is_over(
 
         def spoil() -> None:
             with trouble(watch):
-                remember(registry, watch.history, str, decided())
+                remember(watch.known, watch.history, str, decided())
                 done.wait(10)
 
         thread = threading.Thread(target=spoil)
@@ -595,7 +597,7 @@ def test_scrape_of_ten_thousand_devices_is_quicker_than_reading_them(
             event = decided(
                 device=mac(number), version=f"1.{number % 9}.0", project=f"p{number % 20}"
             )
-            remember(registry, watch.history, str, event, functools.partial(float, NOW + number))
+            remember(watch.known, watch.history, str, event, functools.partial(float, NOW + number))
         registry.flush()
         with registry.writing() as connection:
             rows = [(f"p{number % 20}", mac(number)) for number in range(0, 10_000, 2)]
@@ -615,7 +617,7 @@ def test_what_is_told_costs_the_loop_next_to_nothing(watch: Watch) -> None:
     def each(tell: Callable[[Any], object], what: object) -> float:
         return quickest(lambda: [tell(what) for _ in range(10_000)])
 
-    remembered = each(functools.partial(remember, watch.registry, watch.history, str), event)
+    remembered = each(functools.partial(remember, watch.known, watch.history, str), event)
     assert each(watch.monitor.note, event) < remembered  # some 0.6 of 2.5 us
     assert each(watch.monitor.carry, left) < remembered
     assert each(watch.monitor.pulse, 0.002) < remembered
