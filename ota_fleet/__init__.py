@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Self
 
-from ota_fleet import doctor, explain_command, pages, publish, schema
+from ota_fleet import doctor, explain_command, monitor, pages, publish, schema
 from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.activity_pages import ActivityPages
 from ota_fleet.admission_pages import AdmissionPages
@@ -26,7 +26,10 @@ from ota_fleet.files import Store
 from ota_fleet.grants import Grants
 from ota_fleet.history import History
 from ota_fleet.home_pages import HomePages
+from ota_fleet.hook_operations import HookOperations
+from ota_fleet.hooks import Hooks
 from ota_fleet.ledger import Ledger
+from ota_fleet.monitor import Monitor, Sources
 from ota_fleet.openapi import Operation
 from ota_fleet.operations import Operations
 from ota_fleet.pages import Page, Pages
@@ -108,15 +111,11 @@ def extend(site: Site) -> Site:
     """The site with a memory. OSError, ValueError: the folder of the fleet is not to be used."""
     config = site.config
     pair = pair_of(config)
-    os.makedirs(config.state, mode=0o700, exist_ok=True)
-    try:
-        path = os.path.join(config.state, "fleet.db")
-        registry = Registry(path, max_devices=config.max_devices)
-    except RuntimeError as err:
-        raise ValueError(str(err)) from err
-    known = Known.of(registry, proxied=bool(config.accel))
+    registry = opened_registry(config)
     store = Store(os.path.join(config.state, "files"), registry, time.time())
     stock = Stock(site.catalog, registry, store)
+    hooks = Hooks(registry, stock, stock.resolve)
+    known = Known.of(registry, hooks.notify, proxied=bool(config.accel))
     history = History(registry)
     ledger = Ledger(registry)
     accounts = Accounts(ledger, secure=bool(config.cert))
@@ -127,26 +126,29 @@ def extend(site: Site) -> Site:
     )
     begin(accounts, site)
     guard = Credentials(accounts, registry.admitted, pair)
-    routes = TwoStep(ledger, store, guard.actor, config.max_image).routes()
     uploads = Uploads(stock, ledger, config)
     operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
-    api = Api(all_operations(operations, known), accounts, stock.resolve, uploads.max_body)
+    api = Api(all_operations(operations, known, hooks), accounts, stock.resolve, uploads.max_body)
     site = replace(
         site,
         guards=(*opened(site, accounts), api.guard, guard),
-        routes=(*routes, *site.routes),
+        routes=(*TwoStep(ledger, store, guard.actor, config.max_image).routes(), *site.routes),
     )
     sheets = Pages(all_pages(operations, history), accounts, drop="/admin/upload")
-    return with_pages(with_api(site, api), sheets)
+    sources = Sources(registry, history, hooks, known.grants.tally, known.rollouts.states)
+    hooks.start(known.grants.sweep)
+    watch = Monitor(accounts, stock.resolve, sources)
+    return with_monitor(with_pages(with_api(site, api), sheets), watch, hooks)
 
 
-def all_operations(operations: Operations, known: Known) -> tuple[Operation, ...]:
+def all_operations(operations: Operations, known: Known, hooks: Hooks) -> tuple[Operation, ...]:
     """What the API can do."""
     ledger, stock = operations.ledger, operations.stock
     return (
         *operations.table(),
         *RolloutOperations(ledger, stock, known.rollouts, known.grants).table(),
         *AssignmentOperations(ledger, stock, known.assignments).table(),
+        *HookOperations(hooks, ledger).table(),
     )
 
 
@@ -162,6 +164,28 @@ def all_pages(operations: Operations, history: History) -> tuple[Page, ...]:
         *AdmissionPages(ledger, stock).table(),
         *ActivityPages(ledger, history).table(),
         *PeoplePages(operations.accounts).table(),
+    )
+
+
+def opened_registry(config: Config) -> Registry:
+    """The registry in the folder of the fleet. OSError, ValueError: that is not to be used."""
+    os.makedirs(config.state, mode=0o700, exist_ok=True)
+    try:
+        path = os.path.join(config.state, "fleet.db")
+        return Registry(path, max_devices=config.max_devices)
+    except RuntimeError as err:
+        raise ValueError(str(err)) from err
+
+
+def with_monitor(site: Site, watch: Monitor, hooks: Hooks) -> Site:
+    """The site that counts what it does, and tells what happens."""
+    return replace(
+        site,
+        routes=(*watch.routes(), *site.routes),
+        listeners=(hooks.note, *site.listeners, watch.note),
+        carriers=(*site.carriers, watch.carry),
+        pulses=(*site.pulses, watch.pulse),
+        closers=(hooks.close, *site.closers),
     )
 
 
@@ -186,7 +210,7 @@ def with_api(site: Site, api: Api) -> Site:
 
 def opened(site: Site, accounts: Accounts) -> Iterator[Callable[[Request], None]]:
     """The guards of the core, of which that of images lets in who has a token of the fleet."""
-    own = PATHS, BELOW, pages.BELOW
+    own = PATHS, BELOW, pages.BELOW, monitor.PATHS
     for guard in site.guards:
         if isinstance(guard, Access):
             access = replace(guard, catalog=site.catalog)  # reads a path as the endpoints do

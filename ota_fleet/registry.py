@@ -26,6 +26,7 @@ from dataclasses import astuple
 from itertools import chain, islice
 from pathlib import Path
 from sqlite3 import Connection
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from ota_fleet import searches
@@ -57,6 +58,7 @@ MAX_IDLE = 8  # connections kept for the next readers
 MAX_WAITING = 8  # threads that wait for their turn to write
 SOON = 0.5  # seconds, after which whoever has not even such a place gives up
 EVERYTHING = Search()
+STALE = 10.0  # seconds; who has not written for so long does not write any more
 READ_WAIT = 0.2  # seconds; nothing of ours makes a reader wait, another program may
 
 log = logging.getLogger("ota.registry")
@@ -201,6 +203,7 @@ class Registry:
         self._pending: list[_Pending[Any]] = []
         self._see = self.in_batches(self._write_sightings)
         self._outage = False  # that nothing can be written just now was said
+        self._written_at = monotonic()
         self._full = False  # that devices are forgotten was said
         self._turn = Turn(WAIT)
         self._lock = self._turn.lock  # of both writing connections; SQLite has one writer anyway
@@ -314,6 +317,15 @@ class Registry:
                 if self._outage:
                     log.warning("check-ins are written again")
                 self._outage = False
+                self._written_at = monotonic()
+
+    def is_writing(self) -> bool:
+        """Whether check-ins could be written a moment ago; never waits, also for a stuck disk."""
+        return monotonic() - self._written_at < STALE
+
+    def waiting(self) -> int:
+        """How many check-ins are not written yet."""
+        return len(self._pending[0].queue) + len(self._pending[0].batch)
 
     # -- Devices -----------------------------------------------------------------------------------
 

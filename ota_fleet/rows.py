@@ -209,8 +209,8 @@ Rows = Sequence[Sequence[Any]]
 
 # What a URL with such a name would mean is something else.
 _NAME = re.compile(
-    r"(?!(?i:latest(?:-minimal|-safeboot)?|api|admin|devices|files|update|versions|healthz"
-    r"|.*\.(?:bin|gz|zip|json|ico|md5|sha256))\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+    r"(?!(?i:latest(?:-minimal|-safeboot)?|api|admin|devices|files|update|versions|healthz|readyz"
+    r"|metrics|.*\.(?:bin|gz|zip|json|ico|md5|sha256))\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 )
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:.-]?){5}[0-9A-Fa-f]{2}")
 

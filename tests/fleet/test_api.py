@@ -148,6 +148,8 @@ def house(folder: Path, furnished: tuple[Path, dict[str, str]]) -> Iterator[Hous
     with opened(folder, furnished) as house:
         assert house.admin("PUT", "projects/lamp", {"aliases": ["bulb"]}).status == 200
         assert house.admin("PUT", "projects/lamp/releases/1.0.0", LAMP).status == 201
+        wish = {"url": "http://127.0.0.1:1/", "events": ["release.new"]}  # nobody is there
+        assert house.admin("POST", "webhooks", wish).data["id"] == 1
         yield house
 
 
@@ -247,6 +249,14 @@ DONE: list[tuple[Any, ...]] = [  # role, method, path, body, status, what the an
      {"images": [{"withdrawn": "hot"}]}),
     ("publisher", "PATCH", FOLDER, {"withdrawn": False}, 200, {"images": [{"withdrawn": None}]}),
     ("admin", "DELETE", FIRST, None, 204, None),
+    ("admin", "POST", "webhooks", {"url": "http://127.0.0.1:1/x#y", "events": ["release.new"]},
+     201, {"id": 2, "url": "http://127.0.0.1:1/x", "events": ["release.new"]}),
+    ("admin", "POST", "webhooks", {"url": "https://[::1]/", "secret": "a" * 16}, 201,
+     {"events": [], "secret": "a" * 16}),
+    ("admin", "GET", "webhooks", None, 200, {"items": [{"id": 1, "events": ["release.new"]}]}),
+    ("admin", "POST", "webhooks/1/test", None, 202, {"delivery": 1}),
+    ("admin", "GET", "webhooks/1/deliveries", None, 200, {"items": [], "next": None}),
+    ("admin", "DELETE", "webhooks/1", None, 204, None),
     ("admin", "GET", "audit/verified", None, 200, {"sound": True}),
     ("admin", "GET", "audit?limit=1", None, 200, {"items": [{"number": 1, "who": "test"}]}),
 ]  # fmt: skip
@@ -450,7 +460,7 @@ def test_body_that_is_no_json_object_is_refused(
     assert (reply.status, why in reply.detail) == (status, True), reply.detail
 
 
-LONG = "x" * 4097
+LONG, URL = "x" * 4097, "http://192.0.2.1/"
 REFUSED: list[tuple[Any, ...]] = [  # role, method, path, body, status, what the sentence says
     ("admin", "GET", "nothing", None, 404, "openapi.json"),
     ("", "GET", "/api", None, 404, "openapi.json"),
@@ -544,6 +554,16 @@ REFUSED: list[tuple[Any, ...]] = [  # role, method, path, body, status, what the
     ("admin", "DELETE", "tokens/999", None, 404, "no token 999"),
     ("admin", "POST", "tokens", {"name": "", "role": "viewer"}, 422, "name"),
     ("admin", "POST", "tokens", {"name": "x", "role": "viewer", "device": "y"}, 422, "device"),
+    ("admin", "POST", "webhooks", {}, 422, "url is missing"),
+    ("admin", "POST", "webhooks", {"url": "ftp://192.0.2.1/"}, 422, "no URL such as"),
+    ("admin", "POST", "webhooks", {"url": URL, "events": ["x"]}, 422, "events[0] is to be one of"),
+    ("admin", "POST", "webhooks", {"url": URL, "secret": "x"}, 422, "from 16 to 255 characters"),
+    ("admin", "POST", "webhooks", {"url": f"{URL}{'x' * 2000}"}, 422, "from 1 to 2000 characters"),
+    ("admin", "DELETE", "webhooks/9", None, 404, "no webhook 9"),
+    ("admin", "POST", "webhooks/9/test", None, 404, "no webhook 9"),
+    ("admin", "POST", f"webhooks/{'9' * 18}/test", None, 404, "no webhook"),
+    ("admin", "GET", "webhooks/x/deliveries", None, 404, "'x' is no number"),
+    ("publisher", "POST", "webhooks", {"url": URL}, 403, "admin"),
     ("", "POST", "session", {"email": EMAIL, "password": "wrong"}, 401, "is wrong"),
     ("", "POST", "setup", {**GREET, "secret": "x"}, 422, "'role'"),
     ("", "POST", "setup", {"secret": "", "email": EMAIL, "password": PASSWORD}, 422, "secret"),
@@ -642,6 +662,8 @@ MAY = {  # the least role; "": everybody
     "GET /devices/{device}/approvals": "viewer",
     "PUT /devices/{device}/approvals/{version}": "publisher",
     "DELETE /devices/{device}/approvals/{version}": "publisher",
+    "GET /webhooks": "admin", "POST /webhooks": "admin", "DELETE /webhooks/{webhook}": "admin",
+    "POST /webhooks/{webhook}/test": "admin", "GET /webhooks/{webhook}/deliveries": "admin",
 }  # fmt: skip
 
 
@@ -713,7 +735,8 @@ def test_token_of_the_core_opens_no_api_and_the_networks_hold(folder: Path, furn
 
 LISTS = [
     "accounts", "tokens", "devices", "projects", "projects/p/admissions", "projects/p/releases",
-    "audit", *(f"devices?sort={sort}" for sort in ("-id", "last_seen", "-version", "project")),
+    "webhooks", "webhooks/1/deliveries", "audit",
+    *(f"devices?sort={sort}" for sort in ("-id", "last_seen", "-version", "project")),
     "devices?project=p", "devices?q=5c",
 ]  # fmt: skip
 
@@ -734,6 +757,11 @@ def full(tmp_path_factory: pytest.TempPathFactory, furnished: Any) -> Iterator[H
             seen = (f"5c{number:010x}", f"p{number % 3 or ''}", None, f"{number % 5}.0.0", None)
             at = NOW + number % 4
             registry.seen(Sighting(*seen, None, None, None, "", at, downloaded=False))
+            assert house.admin("POST", "webhooks", {"url": "http://127.0.0.1:1/"}).status == 201
+            row = "ping", '{"at": 1}', int(time.time()) + 40_000  # not soon
+            registry.write(
+                "INSERT INTO delivery (webhook, event, body, due) VALUES (1, ?, ?, ?)", *row
+            )
         registry.close()
         house.admin("POST", "accounts", GREET)
         yield house
@@ -836,7 +864,9 @@ def test_document_says_what_each_operation_takes_and_gives(still: House) -> None
             assert about["summary"], path
             bodiless = ("/admissions/", "/approvals/", "/forgive")
             assert ("requestBody" in about) == (
-                method in {"post", "put", "patch"} and not any(each in path for each in bodiless)
+                method in {"post", "put", "patch"}
+                and not any(each in path for each in bodiless)
+                and not path.endswith("/test")
             )
             assert about["responses"]["422"]["content"].keys() == {"application/problem+json"}
 
@@ -856,6 +886,7 @@ BODIES = {  # what each would take, if somebody sent it who may
     "rollouts/1/control": {"do": "abort"}, f"{DEVICE}/policy": {"hold": "yes"},
     "projects/lamp/policy": {"hold": "yes"}, "groups/attic": {"hold": "yes"},
     f"{FIRST}/channel": {"channel": "beta"},
+    "webhooks": {"url": "http://192.0.2.1/"},
 }  # fmt: skip
 CORE = [
     "/", "/healthz", "/favicon.ico", "/esp32fota.json", "/firmware", "/firmware/",
@@ -864,18 +895,19 @@ CORE = [
     "/firmware/firmware-1.10.0.bin", "/firmware/esp32fota.json", "/firmware/latest.bin.md5",
     "/devices", "/devices/x", "/files/x", "/files/a/b", "/api", "/api/", "/api/v1", "/api/v1/x",
     "/api/v2/devices", "//api/v1/devices", "/API/v1/devices", "/admin", "/admin/setup", "/state",
-    "/fleet.db", "/api/v1/../v1/devices",
+    "/fleet.db", "/api/v1/../v1/devices", "/metrics", "/readyz",
 ]  # fmt: skip
 FORGED = [(), ("Authorization: Bearer ota_none",), ("Authorization: Basic YTpi",),
           ("Cookie: ota=none; __Host-ota=none", "X-CSRF-Token: none")]  # fmt: skip
 
 
 def state_of(house: House) -> str:
-    """A digest of every row and every file, but for the counts of what was asked."""
+    """A digest of every row and every file, but for what the server notes by itself."""
+    own = ("tally", "spread", "announced")
     found = hashlib.sha256()
     with closing(sqlite3.connect(house.state / "fleet.db")) as database:
         for line in database.iterdump():
-            if not line.startswith(('INSERT INTO "tally"', 'INSERT INTO "spread"')):
+            if not line.startswith(tuple(f'INSERT INTO "{table}"' for table in own)):
                 found.update(line.encode())
     for root in (house.state, Path(house.site.config.dir)):
         for path in sorted(root.rglob("*")):
@@ -888,6 +920,7 @@ def targets(site: Site, house: House) -> list[str]:
     """Paths of every route but those of pages, which have a test of their own (test_pages.py)."""
     real = {"account": "1", "token": "1", "device": MACS[0], "project": "lamp", "version": "1.0.0"}
     real |= {"rollout": "1", "group": "attic"}
+    real["webhook"] = "1"
     paths = house.ask("", "GET", "openapi.json").data["paths"]
     found = [*CORE, *(re.sub(r"{(\w+)}", lambda name: real[name[1]], path) for path in paths)]
     hit = {id(site.route(path.partition("?")[0])) for path in found}

@@ -484,7 +484,10 @@ def test_every_route_of_the_fleet_stands_in_the_protocols(folder: Path) -> None:
             and "/admin" not in route.pattern.pattern
         ]
     text = (ROOT / "docs" / "protocols.md").read_text()
-    table = text.partition("## S4: FUOTA server")[2].partition("\n## ")[0]
+    table = "".join(
+        text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+        for title in ("S4: FUOTA server", "Monitoring")
+    )
     rows = re.findall(r"^\| `([A-Z]+) .*?\| (\w+) \|", table, re.MULTILINE)
     wanted = {
         (method, getattr(route.endpoint, "__name__", ""))

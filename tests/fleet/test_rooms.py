@@ -14,7 +14,7 @@ import pytest
 from tests.test_house import ROOT, Function, code_lines
 
 SQL_ROOMS = {  # docs/decisions/0007
-    "assignments.py", "files.py", "grants.py", "history.py", "ledger.py", "projects.py",
+    "assignments.py", "files.py", "grants.py", "history.py", "hooks.py", "ledger.py", "projects.py",
     "registry.py", "rollouts.py", "schema.py", "searches.py", "stock.py", "tables.py",
 }  # fmt: skip
 ROOMS = sorted((ROOT / "ota_fleet").glob("*.py"))

@@ -759,7 +759,8 @@ def test_project_that_cannot_be_is_refused_and_nothing_changes(
     [
         "", ".", "..", "-x", "_x", ".x", "a/b", "a b", "ä", "a\0", "a\n", "a" * 65, "latest",
         "Latest", "latest-minimal", "latest-safeboot", "api", "ADMIN", "devices", "files",
-        "update", "versions", "healthz", "favicon.ico", "manifest.json", "esp32fota.json",
+        "update", "versions", "healthz", "readyz", "metrics", "favicon.ico", "manifest.json",
+        "esp32fota.json",
         "x.bin", "x.BIN", "x.gz", "x.zip", "x.md5", "x.sha256",
     ],
 )  # fmt: skip
@@ -769,7 +770,9 @@ def test_name_that_a_url_needs_is_no_projects(name: str) -> None:
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True))
 def test_any_other_name_is_one(name: str) -> None:
-    if not re.search(r"(?i)\.(bin|gz|zip|json|ico|md5|sha256)$|^(api|latest.*|update)$", name):
+    if not re.search(
+        r"(?i)\.(bin|gz|zip|json|ico|md5|sha256)$|^(api|latest.*|update|metrics|readyz)$", name
+    ):
         check_name(name)
 
 
