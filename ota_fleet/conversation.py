@@ -158,14 +158,24 @@ class Conversation:
         except ValueError as err:
             log.debug("%s: %r: %s", shown(message.topic), message.payload[:64], err)
             return
-        said = Sighting(
-            device=device, project=project, chip=None, version=version, sketch_md5=None,
-            sketch_sha256=None, free_space=None, sdk=None, address="", at=int(time.time()),
-            downloaded=False,
-        )  # fmt: skip
-        self._registry.seen(said)
+        at = int(time.time())
+        self._registry.seen(
+            Sighting(
+                device=device,
+                project=self._seams.resolve(project),
+                chip=None,
+                version=version,
+                sketch_md5=None,
+                sketch_sha256=None,
+                free_space=None,
+                sdk=None,
+                address="",
+                at=at,
+                downloaded=False,
+            )
+        )
         if not is_busy:
-            self._seams.hear(said)
+            self._seams.hear(device, str(version), at)
         if self._broker.discovery:
             self._entities.noticed(device)
 

@@ -28,7 +28,7 @@ from ota_fleet.homeassistant import (
     state_of,
     state_topic,
 )
-from ota_fleet.registry import EVERYTHING, Device, Registry, Sighting, normal_id
+from ota_fleet.registry import EVERYTHING, Device, Registry, normal_id
 from ota_server import Release, Version, shown
 
 SLICE = 25  # devices of one turn, some 10 ms
@@ -48,7 +48,8 @@ log = logging.getLogger("ota.mqtt")
 class Seams:
     """What the rest of the fleet does for MQTT."""
 
-    hear: Callable[[Sighting], None]  # a device said what it runs; waits for nothing
+    hear: Callable[[str, str, int], None]  # device, version that it runs, when; never waits
+    resolve: Callable[[str], str]  # a project's own name for its alias
     latest: Callable[[Device], Release | None]  # what it gets, if nobody had to wait
     approve: Callable[[str, str, str], object]  # device, project, version: somebody wants that
     live: Callable[[], Mapping[str, Progress]]  # downloads under way, by device
