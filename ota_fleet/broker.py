@@ -173,12 +173,12 @@ def read_state(words: Mapping[str, str], payload: bytes) -> Heard:
     fields = said.items() if isinstance(said, dict) else ()
     texts = {name: value.strip() for name, value in fields if isinstance(value, str)}
     version = _first(texts, VERSIONS)
-    device = words.get("device") or words.get("mac") or _first(texts, IDS)
+    device = normal_id(words.get("device") or words.get("mac") or _first(texts, IDS))
     if not (version and device):
         raise ValueError("it says no version" if device else "nobody knows of which device it is")
     project = words.get("project", "") if words.get("project") != NONE else ""
     return Heard(
-        normal_id(device),
+        device,
         clean(project or texts.get("project", "")),
         parsed(version) or clean(version),
         texts.get("state", "").lower() in BUSY,

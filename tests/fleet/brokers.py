@@ -50,7 +50,6 @@ certfile {folder}/broker.pem
 keyfile {folder}/broker.key
 """
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
-needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="needs mosquitto")
 
 
 def free_port() -> int:

@@ -35,7 +35,7 @@ from ota_fleet.summons import LEASE, MAX_TRIES, Summon, Summons, Target, trigger
 from ota_server import Config, Event, Release, Version, parse_head
 from tests.conftest import wait_until
 from tests.core.wire import PATIENCE, request
-from tests.fleet.brokers import Mosquitto, listening, needs_mosquitto
+from tests.fleet.brokers import Mosquitto, listening
 from tests.fleet.brokers import broker as broker  # noqa: PLC0414 - a fixture
 from tests.fleet.brokers import furnished_broker as furnished_broker  # noqa: PLC0414 - a fixture
 from tests.fleet.test_registry import SIGHTING, mac, opened
@@ -510,7 +510,6 @@ def talking(path: Path, url: str, notes: Notes | None = None, **settings: Any) -
 STATUS = "ota/server/status"
 
 
-@needs_mosquitto
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
 def test_trigger_reaches_the_device(broker: Mosquitto, path: Path, secure: bool) -> None:
     with (
@@ -526,7 +525,6 @@ def test_trigger_reaches_the_device(broker: Mosquitto, path: Path, secure: bool)
         assert not kitchen.heard[0].retained
 
 
-@needs_mosquitto
 def test_others_do_not_hear_the_trigger_and_the_next_is_not_due(
     broker: Mosquitto, path: Path
 ) -> None:
@@ -542,7 +540,6 @@ def test_others_do_not_hear_the_trigger_and_the_next_is_not_due(
         assert (len(all_of_it.heard), kitchen.heard) == (1, [])
 
 
-@needs_mosquitto
 def test_two_servers_on_one_registry_send_each_trigger_once(broker: Mosquitto, path: Path) -> None:
     url = broker.url(command="/switch/cmd/{device}")
     topics = [f"/switch/cmd/{number}" for number in range(200)]
@@ -558,7 +555,6 @@ def test_two_servers_on_one_registry_send_each_trigger_once(broker: Mosquitto, p
     assert sorted(each.topic for each in ear.heard) == sorted(topics)
 
 
-@needs_mosquitto
 def test_summons_wait_for_a_broker_that_is_down_and_go_on_when_it_is_there(
     broker: Mosquitto, path: Path, lines: Callable[[str], list[str]]
 ) -> None:
@@ -636,7 +632,6 @@ def test_what_goes_wrong_is_said_once_and_tried_again(
         assert why in line
 
 
-@needs_mosquitto
 def test_wrong_password_is_said(
     broker: Mosquitto, path: Path, lines: Callable[[str], list[str]]
 ) -> None:
@@ -647,7 +642,6 @@ def test_wrong_password_is_said(
         assert "ot authori" in line
 
 
-@needs_mosquitto
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paho's socket
 def test_broker_with_a_certificate_of_nobody_we_trust_is_left(
     broker: Mosquitto, path: Path, lines: Callable[[str], list[str]]
@@ -656,7 +650,6 @@ def test_broker_with_a_certificate_of_nobody_we_trust_is_left(
         wait_until(lambda: bool(lines("self-signed certificate in certificate chain")))
 
 
-@needs_mosquitto
 def test_server_that_stops_says_so_at_once(broker: Mosquitto, path: Path) -> None:
     with listening(broker, "homeassistant", STATUS) as ear:
         with talking(path, broker.url()):
@@ -683,7 +676,6 @@ ALONE = """if True:
 """
 
 
-@needs_mosquitto
 def test_server_that_is_killed_is_said_to_be_gone(broker: Mosquitto, path: Path) -> None:
     command = [sys.executable, "-c", ALONE, str(path.parent), broker.url()]
     with (
@@ -695,7 +687,6 @@ def test_server_that_is_killed_is_said_to_be_gone(broker: Mosquitto, path: Path)
         assert ear.wait(STATUS, 2).payload == b"offline"
 
 
-@needs_mosquitto
 def test_one_of_two_servers_that_stops_leaves_the_other_there(
     broker: Mosquitto, path: Path
 ) -> None:
@@ -714,7 +705,6 @@ def test_one_of_two_servers_that_stops_leaves_the_other_there(
 # -- 5. What devices say ---------------------------------------------------------------------------
 
 
-@needs_mosquitto
 def test_what_a_device_says_is_a_check_in(broker: Mosquitto, path: Path) -> None:
     url = broker.url(state="/switch/state/{device}")
     with (
@@ -741,7 +731,6 @@ def test_what_a_device_says_is_a_check_in(broker: Mosquitto, path: Path) -> None
         assert time.time() - device.last_seen < 60
 
 
-@needs_mosquitto
 def test_what_was_said_before_we_listened_is_no_check_in(broker: Mosquitto, path: Path) -> None:
     with listening(broker, "homeassistant", STATUS) as other:
         other.say("/switch/state/cellar", {"version": "1.0.0"}, retain=True)
@@ -753,7 +742,6 @@ def test_what_was_said_before_we_listened_is_no_check_in(broker: Mosquitto, path
             assert [each.id for each in talk.registry.devices()] == ["attic"]
 
 
-@needs_mosquitto
 def test_by_default_the_payload_says_who_it_is(broker: Mosquitto, path: Path) -> None:
     url = broker.url(state="/switch/state/root")
     with listening(broker, "homeassistant", STATUS) as root, talking(path, url) as talk:
