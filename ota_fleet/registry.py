@@ -65,7 +65,8 @@ log = logging.getLogger("ota.registry")
 
 # What a device does not say stays as it was, unless what it says makes that untrue: a digest is of
 # a version, a version of a project. "some ESP32" does not replace the very chip, which a MAC keeps
-# for life. The last to arrive is right, whatever its time: the clocks of small servers jump.
+# for life. Who has no address asked for nothing: it said by MQTT what it runs. The last to arrive
+# is right, whatever its time: the clocks of small servers jump.
 _SEEN = """
 INSERT INTO device (id, project, chip, version, image, free_space, sdk, address,
                     first_seen, last_seen, downloads, offered, offers)
@@ -89,10 +90,12 @@ ON CONFLICT (id) DO UPDATE SET
         ELSE device.interval + (excluded.last_seen - device.last_seen - device.interval) / 8 END,
     missed = 0,
     downloads = device.downloads + excluded.downloads,
-    offers = CASE WHEN excluded.offered = '' THEN 0 WHEN excluded.version = '' THEN device.offers
+    offers = CASE WHEN excluded.address = '' THEN device.offers
+        WHEN excluded.offered = '' THEN 0 WHEN excluded.version = '' THEN device.offers
         WHEN (excluded.project, excluded.version, excluded.offered)
         = (device.project, device.version, device.offered) THEN device.offers + 1 ELSE 1 END,
-    offered = CASE WHEN excluded.offered <> '' AND excluded.version = '' THEN device.offered
+    offered = CASE WHEN excluded.address = ''
+        OR excluded.offered <> '' AND excluded.version = '' THEN device.offered
         ELSE excluded.offered END
 """
 # Whom somebody admitted, or wrote a note on, is known to a person and stays.

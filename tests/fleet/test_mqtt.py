@@ -705,6 +705,17 @@ def test_one_of_two_servers_that_stops_leaves_the_other_there(
 # -- 5. What devices say ---------------------------------------------------------------------------
 
 
+def test_what_a_device_only_says_does_not_end_that_it_fails(registry: Registry) -> None:
+    given = SIGHTING._replace(device=MAC, version="1.0.0", offered="2.0.0")
+    said = SIGHTING._replace(device=MAC, version="1.0.0", address="")
+    for sighting in (given, said, given, said, given, said):
+        registry.seen(sighting)
+    registry.flush()
+    device = registry.device(MAC)
+    assert device is not None
+    assert (device.offered, device.offers, device.address) == ("2.0.0", 3, SIGHTING.address)
+
+
 def test_what_a_device_says_is_a_check_in(broker: Mosquitto, path: Path) -> None:
     url = broker.url(state="/switch/state/{device}")
     with (
