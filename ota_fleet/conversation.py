@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from ota_fleet.homeassistant import (
     status_topic,
 )
 from ota_fleet.registry import Registry, Sighting
-from ota_fleet.summons import Summons, trigger
+from ota_fleet.summons import Busy, Summons, trigger
 from ota_server import Config, Event, own_url, shown
 
 AT_ONCE = 20  # triggers on their way to the broker
@@ -101,7 +100,7 @@ class Conversation:
             if self._broker.command:
                 self._summon(int(time.time()))
             more = bool(self._broker.discovery) and self._entities.turn(time.monotonic())
-        except sqlite3.OperationalError as err:  # locked, or a full disk
+        except Busy as err:
             if not self._outage:
                 log.warning("MQTT has to wait for the registry: %s", err)
             self._outage = True

@@ -10,13 +10,11 @@ looks at few devices, so that nobody waits for it, and the loop gets its share o
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from sqlite3 import Connection
 from typing import NamedTuple
 
 from ota_fleet.broker import Broker
@@ -29,6 +27,7 @@ from ota_fleet.homeassistant import (
     state_topic,
 )
 from ota_fleet.registry import EVERYTHING, Device, Registry, normal_id
+from ota_fleet.summons import Busy
 from ota_server import Release, Version, shown
 
 SLICE = 25  # devices of one turn, some 10 ms
@@ -92,7 +91,7 @@ class Entities:
         self.noticed = registry.in_batches(self._note)  # takes a device of which something is new
         registry.watch(self._change)
 
-    def _note(self, _connection: Connection, devices: Sequence[str]) -> None:
+    def _note(self, _connection: object, devices: Sequence[str]) -> None:
         """Part of a batch's transaction, behind its check-ins."""
         self._noted.extend((time.monotonic(), normal_id(device)) for device in devices)
 
@@ -121,7 +120,7 @@ class Entities:
         self._wanted.append(node)
 
     def turn(self, now: float) -> bool:
-        """Says some of what is new; True: there is more. sqlite3.OperationalError: later."""
+        """Says some of what is new; True: there is more. Busy: later."""
         self._clock = now
         if self._walked is not None:  # else it is not known yet who a node is
             self._take_wishes()
@@ -139,7 +138,7 @@ class Entities:
             node = self._wanted.popleft()
             try:
                 self._fulfil(node)
-            except sqlite3.OperationalError:  # locked, or a full disk
+            except Busy:
                 self._wanted.appendleft(node)
                 raise
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 from collections.abc import Iterable, Sequence
 from sqlite3 import Connection
 from typing import NamedTuple
@@ -45,6 +46,8 @@ _CLAIM = "UPDATE summons SET due = ?, tries = tries + 1 WHERE id = ? AND tries =
 _DROP = "DELETE FROM summons WHERE id = ?"
 _EARLIEST = "SELECT MIN(due) FROM summons"
 _SHIFT = "UPDATE summons SET due = due + ?"
+
+Busy = sqlite3.OperationalError  # others write, or the disk is full: it is tried again
 
 log = logging.getLogger("ota.mqtt")
 

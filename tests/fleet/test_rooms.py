@@ -14,8 +14,9 @@ import pytest
 from tests.test_house import ROOT, Function, code_lines
 
 SQL_ROOMS = {  # docs/decisions/0007
-    "assignments.py", "files.py", "grants.py", "history.py", "hooks.py", "ledger.py", "projects.py",
-    "registry.py", "rollouts.py", "schema.py", "searches.py", "stock.py", "tables.py",
+    "assignments.py", "files.py", "grants.py", "history.py", "hooks.py", "ledger.py",
+    "projects.py", "registry.py", "rollouts.py", "schema.py", "searches.py", "stock.py",
+    "summons.py", "tables.py",
 }  # fmt: skip
 ROOMS = sorted((ROOT / "ota_fleet").glob("*.py"))
 
@@ -64,10 +65,13 @@ def test_public_names_have_docstrings() -> None:
     assert bare == []
 
 
-def test_rooms_import_only_the_standard_library_and_the_house() -> None:
+EXTRAS = {"mqtt.py": {"paho"}}  # declared in pyproject.toml
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.name)
+def test_a_room_imports_only_the_standard_library_and_the_house(path: Path) -> None:
     imported = {
         name.partition(".")[0]
-        for path in ROOMS
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in (
@@ -76,7 +80,13 @@ def test_rooms_import_only_the_standard_library_and_the_house() -> None:
             else [node.module or ""]
         )
     }
-    assert imported <= sys.stdlib_module_names | {"ota_server", "ota_fleet"}
+    known = sys.stdlib_module_names | {"ota_server", "ota_fleet"}
+    assert imported - known == EXTRAS.get(path.name, set())
+
+
+def test_what_is_an_extra_is_imported_where_it_is_needed_only() -> None:
+    code = "import sys, ota_fleet, ota_fleet.mqtt; sys.exit('paho' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_the_core_runs_without_the_rooms() -> None:
