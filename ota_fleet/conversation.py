@@ -97,7 +97,7 @@ class Conversation:
     def turn(self) -> bool:
         """Says some of what there is to say; True: there is more."""
         try:
-            if self._broker.command:
+            if self._summons.template:
                 self._summon(int(time.time()))
             more = bool(self._broker.discovery) and self._entities.turn(time.monotonic())
         except Busy as err:
@@ -125,7 +125,7 @@ class Conversation:
 
     def _call(self, device: str) -> None:
         """Lets one device be told at once."""
-        if self._broker.command:
+        if self._summons.template:
             self._summons.call(self._summons.find("device", device), 0, int(time.time()))
 
     def _retain(self, topic: str, payload: bytes) -> None:

@@ -77,7 +77,7 @@ class Entities:
         self._say: Retain = lambda _topic, _payload: None
         self._server = ""
         self._told: dict[str, Told] = {}  # by node
-        self._wanted: deque[str] = deque()  # nodes whose button was pressed
+        self._wanted: dict[str, None] = {}  # nodes whose button was pressed, in order
         self._noted: deque[tuple[float, str]] = deque(maxlen=MAX_NOTED)
         self._due: dict[str, None] = {}  # devices to look at, in order
         self._live: Mapping[str, Progress] = {}
@@ -105,6 +105,7 @@ class Entities:
         """
         self._say, self._server = say, server
         self._told = {node: Told(told.device) for node, told in self._told.items()}
+        self._noted.clear()  # all are looked at
         self._walk = self._walked = None
         self._rest = now + QUIET
 
@@ -117,7 +118,7 @@ class Entities:
 
     def install(self, node: str) -> None:
         """Somebody pressed Install."""
-        self._wanted.append(node)
+        self._wanted[node] = None
 
     def turn(self, now: float) -> bool:
         """Says some of what is new; True: there is more. Busy: later."""
@@ -135,11 +136,12 @@ class Entities:
 
     def _take_wishes(self) -> None:
         while self._wanted:
-            node = self._wanted.popleft()
+            node = next(iter(self._wanted))
+            del self._wanted[node]
             try:
                 self._fulfil(node)
             except Busy:
-                self._wanted.appendleft(node)
+                self._wanted[node] = None
                 raise
 
     def _fulfil(self, node: str) -> None:
@@ -191,7 +193,10 @@ class Entities:
 
     def _is_time(self, now: float) -> bool:
         """Whether to begin with a walk over all devices."""
-        return now >= self._rest and (now >= self._stale or self._walked != self._case())
+        if now < self._rest:
+            return False
+        self._rest = now + CHECK
+        return now >= self._stale or self._walked != self._case()
 
     def _case(self) -> object:
         """What is different when a device may get something else than before."""

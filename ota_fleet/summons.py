@@ -75,9 +75,9 @@ class Summons:
     """The queue. Every function may be called from any thread."""
 
     def __init__(self, registry: Registry, template: str) -> None:
-        """`template` gives the topic of a device."""
+        """`template` gives the topic of a device; "": there is none, and nobody is told."""
         self._registry = registry
-        self._template = template
+        self.template = template
         self.answered = registry.in_batches(_drop)  # takes the id of what the broker has
 
     def find(self, by: str, value: str | int, project: str = "") -> list[Target]:
@@ -107,7 +107,7 @@ class Summons:
         told: dict[tuple[str, str], list[str]] = {}
         for each in targets:
             if wanted := clean(project or each.project):
-                topic = topic_for(self._template, *each)
+                topic = topic_for(self.template, *each)
                 told.setdefault((topic, wanted), []).append(each.device)
         rows = [
             (devices[0] if len(devices) == 1 else "", *key, now + place * stagger)

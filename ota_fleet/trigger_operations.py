@@ -40,7 +40,7 @@ TAKEN_BACK = record(triggers=openapi.number("that were not sent yet"))
 class TriggerOperations:
     """The functions, and what they work on."""
 
-    summons: Summons | None  # None: there is no broker
+    summons: Summons
     ledger: Ledger
     resolve: Callable[[str], str]  # a project's own name for its alias
     members: Callable[[int], Iterable[str]] | None = None  # of a rollout, who may have it now
@@ -62,7 +62,7 @@ class TriggerOperations:
 
     def call(self, call: Call) -> dict[str, Any]:
         """POST triggers."""
-        summons = self._summons()
+        self._ask_whether_anybody_hears()
         project = within(call.actor, self.resolve(call.body.get("project", "")))
         stagger, now = call.body.get("stagger", STAGGER), int(self.now())
         by, value = _way(call)
@@ -70,35 +70,34 @@ class TriggerOperations:
         for each in targets:
             allow(call.actor, "publisher", each.project)
         with sentences(), self.ledger.recording(call.actor.name, "trigger", now) as (_, what):
-            count = summons.call(targets, stagger, now, project)
+            count = self.summons.call(targets, stagger, now, project)
             if not count:
                 raise ValueError("they never said of which project they are: name one")
-            what.append(f"{by} {value}: {len(targets)} devices, {stagger} s from one to the next")
+            what.append(f"{by} {value}, {stagger} s apart: {len(targets)}")
         return {"triggers": count, "until": now + (count - 1) * stagger}
 
     def take_back(self, call: Call) -> dict[str, Any]:
         """DELETE triggers."""
-        summons, project = self._summons(), within(call.actor, "")
+        self._ask_whether_anybody_hears()
+        project = within(call.actor, "")
         who, now = call.actor.name, int(self.now())
         with self.ledger.recording(who, "take back triggers", now) as (_, what):
-            if count := summons.take_back(project):
+            if count := self.summons.take_back(project):
                 what.append(f"{count} {f'of {project}' if project else 'of all projects'}")
         return {"triggers": count}
 
-    def _summons(self) -> Summons:
-        """Refused: 409, nobody would be told."""
-        if self.summons is None:
-            raise Refused(409, "there is no MQTT broker: start the server with --mqtt")
-        return self.summons
+    def _ask_whether_anybody_hears(self) -> None:
+        """Refused: 409, nobody does."""
+        if not self.summons.template:
+            raise Refused(409, "there is no MQTT broker, or no topic: start the server with --mqtt")
 
     def _targets(self, by: str, value: str | int, project: str) -> list[Target]:
         """Who is meant. Refused: 404, nobody; 422, too many."""
-        summons = self._summons()
         if by == "rollout" and self.members is not None:
-            found = summons.among(self.members(int(value)))
+            found = self.summons.among(self.members(int(value)))
             found = [each for each in found if project in {"", each.project}]
         else:
-            found = summons.find(by, value, project if by != "device" else "")
+            found = self.summons.find(by, value, project if by != "device" else "")
         if not found:
             raise Refused(404, f"no device is there by the {by} {shown(str(value))}")
         if len(found) > MAX_TARGETS:

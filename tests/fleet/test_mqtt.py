@@ -34,6 +34,7 @@ from ota_fleet.registry import Registry
 from ota_fleet.summons import LEASE, MAX_TRIES, Summon, Summons, Target, trigger
 from ota_server import Config, Event, Release, Version, parse_head
 from tests.conftest import wait_until
+from tests.core.test_access import ask, site_with
 from tests.core.wire import PATIENCE, request
 from tests.fleet.brokers import Mosquitto, listening
 from tests.fleet.brokers import broker as broker  # noqa: PLC0414 - a fixture
@@ -450,6 +451,15 @@ def test_signed_trigger_opens_the_image_for_an_hour(device: str) -> None:
     assert ota_server.is_signed(KEY, asked, NOW + 3_600)
     with pytest.raises(ota_server.Refused, match="was good until"):
         ota_server.is_signed(KEY, asked, NOW + 3_601)
+
+
+def test_what_a_device_is_told_is_answered(folder: Path) -> None:
+    site = site_with(folder, sign_key=KEY)
+    summon = SUMMON._replace(project="firmware", version="1.0.0")
+    target = url_in(trigger(summon, SERVER, KEY, int(time.time()))).removeprefix(SERVER)
+    assert ask(site, target).status == 200
+    assert ask(site, target.replace("1.0.0", "1.1.0")).status == 403
+    assert ask(site, target.partition("?")[0]).status == 401
 
 
 # -- 4. A real broker ------------------------------------------------------------------------------
