@@ -19,8 +19,13 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.core.wire import PATIENCE
+from tests.test_house import ROOT
 
-USERS = {"server": "s3cret:/?#@", "kitchen": "k1tchen", "homeassistant": "ha"}
+USERS = {
+    "server": "s3cret:/?#@", "kitchen": "k1tchen", "homeassistant": "ha",
+    "ota-server": "x", "5ccf7f123456": "y",
+}  # fmt: skip
+EXAMPLE = ROOT / "examples" / "mqtt"
 ACL = """\
 user server
 topic write /switch/cmd/#
@@ -77,6 +82,7 @@ class Mosquitto:
     """A broker, which can be killed and started again where it was."""
 
     folder: Path
+    conf: str = CONF
     port: int = 0
     tls_port: int = 0
     process: subprocess.Popen[bytes] | None = None
@@ -93,7 +99,7 @@ class Mosquitto:
 
     def _try(self) -> bool:
         ports = {"port": self.port, "tls_port": self.tls_port}
-        (self.folder / "conf").write_text(CONF.format(folder=self.folder, **ports))
+        (self.folder / "conf").write_text(self.conf.format(folder=self.folder, **ports))
         process = subprocess.Popen([str(MOSQUITTO), "-c", str(self.folder / "conf")])
         wait_until(lambda: process.poll() is not None or is_open(self.tls_port))
         if process.poll() is not None:  # somebody else was faster
@@ -140,15 +146,38 @@ def furnished_broker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def broker(furnished_broker: Path) -> Iterator[Mosquitto]:
-    """One that runs."""
-    broker = Mosquitto(furnished_broker)
+def example_conf(folder: Path) -> str:
+    """The example of a configuration, as it is used here."""
+    (folder / "ota.acl").write_text((EXAMPLE / "acl").read_text())
+    (folder / "ota.passwords").write_text((folder / "passwords").read_text())
+    (folder / "ota.passwords").chmod(0o600)
+    text = (EXAMPLE / "mosquitto.conf").read_text()
+    for before, after in (
+        ("1883", "{port}"),
+        ("8883", "{tls_port} 127.0.0.1"),
+        ("/etc/mosquitto/certs/", "{folder}/"),
+        ("/etc/mosquitto/", "{folder}/"),
+    ):
+        assert before in text
+        text = text.replace(before, after)
+    return f"user root\n{text}"
+
+
+@contextmanager
+def started(broker: Mosquitto) -> Iterator[Mosquitto]:
+    """The broker, as long as it is needed."""
     broker.start()
     try:
         yield broker
     finally:
         broker.kill()
+
+
+@pytest.fixture
+def broker(furnished_broker: Path) -> Iterator[Mosquitto]:
+    """One that runs."""
+    with started(Mosquitto(furnished_broker)) as broker:
+        yield broker
 
 
 class Heard(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -36,9 +37,10 @@ from ota_server import Config, Event, Release, Version, parse_head
 from tests.conftest import wait_until
 from tests.core.test_access import ask, site_with
 from tests.core.wire import PATIENCE, request
-from tests.fleet.brokers import Mosquitto, listening
+from tests.fleet.brokers import Mosquitto, example_conf, listening, started
 from tests.fleet.brokers import broker as broker  # noqa: PLC0414 - a fixture
 from tests.fleet.brokers import furnished_broker as furnished_broker  # noqa: PLC0414 - a fixture
+from tests.fleet.test_history import release
 from tests.fleet.test_registry import SIGHTING, mac, opened
 from tests.test_house import ROOT
 
@@ -518,6 +520,7 @@ def talking(path: Path, url: str, notes: Notes | None = None, **settings: Any) -
 
 
 STATUS = "ota/server/status"
+LAMP = release("2.0.0")
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
@@ -710,6 +713,36 @@ def test_one_of_two_servers_that_stops_leaves_the_other_there(
         ear.wait(STATUS, 4)
         said = [each.payload for each in ear.heard]
         assert said == [b"online", b"online", b"offline", b"online"]
+
+
+def test_the_examples_let_everybody_do_what_he_is_there_for(
+    furnished_broker: Path, path: Path
+) -> None:
+    conf = example_conf(furnished_broker)
+    device, command = "5ccf7f123456", "/switch/cmd/5ccf7f123456"
+    entity = "ota/device/ota_5ccf7f123456"
+    with (
+        started(Mosquitto(furnished_broker, conf)) as broker,
+        listening(broker, "homeassistant", "homeassistant/#", "ota/#") as home,
+        listening(broker, device, command, "/switch/cmd/#") as lamp,
+        talking(path, broker.url("ota-server", secure=True)) as talk,
+    ):
+        talk.notes.latest[MAC] = LAMP
+        home.wait(STATUS)
+        lamp.say(f"/switch/state/{device}", {"version": "1.0.0", "project": "lamp"})
+        home.wait_for(f"{entity}/update", installed_version="1.0.0", latest_version="2.0.0")
+        home.say(f"{entity}/install", b"INSTALL")
+        assert url_in(lamp.wait(command).payload).startswith(f"{SERVER}/lamp/latest.bin?id={MAC}")
+
+
+TEXTS = ("README.md", "docs/protocols.md", "install.sh", "examples/mqtt/README.md")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_url_of_a_broker_that_is_written_down_is_one(name: str) -> None:
+    found = re.findall(r"mqtts?://\w[^\s'`\"]+", (ROOT / name).read_text())
+    assert found
+    assert all(read_url(each).host for each in found)
 
 
 # -- 5. What devices say ---------------------------------------------------------------------------
