@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given
@@ -144,6 +144,16 @@ def test_every_device_has_a_node_of_its_own(ids: list[str]) -> None:
     assert all(re.fullmatch("home_ota_[a-zA-Z0-9_-]+", node) for node in nodes)
 
 
+class Failing(dict[str, Release]):
+    """What cannot be looked up."""
+
+    def get(self, *_: object) -> NoReturn:
+        """Fails."""
+        raise RuntimeError("a rule failed")
+
+
+FAILING = Failing()
+
 # -- 2. When it is said ----------------------------------------------------------------------------
 
 
@@ -216,6 +226,30 @@ def test_only_what_changed_is_said(broker: Mosquitto, path: Path) -> None:
         talk.notes.newest["lamp"] = Version.parse("3.0.0")
         ear.wait_for(STATE, latest_version="3.0.0")
         assert (len(ear.on(CONFIG)), len(ear.on(STATE))) == (1, 2)
+
+
+def test_all_devices_are_said_however_many(broker: Mosquitto, path: Path) -> None:
+    with opened(path) as registry:
+        for number in range(120):  # in several turns
+            registry.seen(SIGHTING._replace(device=mac(number)))
+    with at_home(broker) as ear, talking(path, broker.url()):
+        nodes = {node_of(OURS, mac(number)) for number in range(120)}
+        wanted = {topic(OURS, node) for node in nodes for topic in (config_topic, state_topic)}
+        wait_until(lambda: wanted <= {each.topic for each in ear.heard})
+        assert len(ear.heard) == len(wanted) + 1  # and that the server is there
+
+
+def test_what_fails_here_is_in_the_log_and_the_server_goes_on(
+    broker: Mosquitto, path: Path, lines: Callable[[str], list[str]]
+) -> None:
+    notes = Notes()
+    with with_lamp(path, broker.url(), notes), at_home(broker) as ear:
+        ear.wait(STATE)
+        notes.latest = FAILING
+        notes.newest["lamp"] = NEW.version
+        wait_until(lambda: len(lines("ERROR the conversation with the broker failed")) >= 2)
+        notes.latest = {MAC: NEW}
+        ear.wait_for(STATE, latest_version="2.0.0")
 
 
 def test_device_that_is_forgotten_loses_its_entity(broker: Mosquitto, path: Path) -> None:
