@@ -27,7 +27,7 @@ from ota_fleet.homeassistant import (
 )
 from ota_fleet.registry import Registry, Sighting
 from ota_fleet.summons import Busy, Summons, trigger
-from ota_server import Config, Event, own_url, shown
+from ota_server import Config, Event, own_url, printable, shown
 
 AT_ONCE = 20  # triggers on their way to the broker
 
@@ -113,11 +113,14 @@ class Conversation:
         if not self._resumed:
             self._summons.resume(now)
             self._resumed = True
+        if self._flying > AT_ONCE // 2:  # a transaction is for several
+            return
         for each in self._summons.claim(now, AT_ONCE - self._flying):
             text = trigger(each, server_of(self._config), self._config.sign_key, now)
             self._flying += 1
             self._say(Message(each.topic, text), functools.partial(self._arrived, each.id))
-            log.info("%s is told on %s to ask for %s", each.device or "-", each.topic, each.project)
+            who = printable(each.device) or "-"
+            log.info("%s is told to ask for %s", who, printable(each.project))
 
     def _arrived(self, summon: int) -> None:
         self._flying -= 1
