@@ -24,11 +24,11 @@ from ota_fleet.broker import Broker
 from ota_fleet.history import History
 from ota_fleet.homeassistant import config_of, config_topic, node_of, state_of, state_topic
 from ota_fleet.mqtt import prepare, start
-from ota_fleet.outlook import report_of
+from ota_fleet.outlook import awaited
 from ota_fleet.registry import normal_id
 from ota_fleet.rows import Device
 from ota_fleet.summons import Summons
-from ota_server import DirectoryCatalog, Refused, Release, Site, Version, judge
+from ota_server import DirectoryCatalog, Release, Version
 from tests.conftest import put, site_of, wait_until
 from tests.core.test_access import ask
 from tests.core.test_s3 import ESP8266
@@ -370,15 +370,6 @@ def test_install_waits_for_a_registry_that_others_write_to(
 # -- 4. A site -------------------------------------------------------------------------------------
 
 
-def latest_of(site: Site, device: Device) -> Release | None:
-    """What the rules give the device."""
-    try:
-        outcome = judge(site, report_of(device))
-    except Refused:
-        return None
-    return outcome if isinstance(outcome, Release) else None
-
-
 def test_device_that_asks_is_seen_in_home_assistant(
     broker: Mosquitto, path: Path, folder: Path
 ) -> None:
@@ -386,7 +377,7 @@ def test_device_that_asks_is_seen_in_home_assistant(
     catalog = site.catalog
     assert isinstance(catalog, DirectoryCatalog)
     seams = Notes().seams()
-    seams = replace(seams, latest=functools.partial(latest_of, site), newest=catalog.newest)
+    seams = replace(seams, latest=functools.partial(awaited, site), newest=catalog.newest)
     config = settings_of(mqtt=broker.url(), state=str(path.parent))
     with opened(path) as registry, at_home(broker) as ear:
         ours = prepare(config)
