@@ -88,15 +88,13 @@ ON CONFLICT (id) DO UPDATE SET
         WHEN excluded.last_seen - device.last_seen > 4 * device.interval
         THEN device.interval + (3 * device.interval) / 8
         ELSE device.interval + (excluded.last_seen - device.last_seen - device.interval) / 8 END,
-    missed = 0,
-    downloads = device.downloads + excluded.downloads,
+    missed = 0, downloads = device.downloads + excluded.downloads,
     offers = CASE WHEN excluded.address = '' THEN device.offers
         WHEN excluded.offered = '' THEN 0 WHEN excluded.version = '' THEN device.offers
         WHEN (excluded.project, excluded.version, excluded.offered)
         = (device.project, device.version, device.offered) THEN device.offers + 1 ELSE 1 END,
-    offered = CASE WHEN excluded.address = ''
-        OR excluded.offered <> '' AND excluded.version = '' THEN device.offered
-        ELSE excluded.offered END
+    offered = CASE WHEN excluded.address = '' OR excluded.offered <> '' AND excluded.version = ''
+        THEN device.offered ELSE excluded.offered END
 """
 # Whom somebody admitted, or wrote a note on, is known to a person and stays.
 _CROWD_OUT = """
