@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Self
 
-from ota_fleet import doctor, explain_command, monitor, pages, publish, schema
+from ota_fleet import doctor, explain_command, monitor, mqtt, pages, publish, schema
 from ota_fleet.accounts import Accounts, Opening
 from ota_fleet.activity_pages import ActivityPages
 from ota_fleet.admission_pages import AdmissionPages
 from ota_fleet.api import BELOW, Api, refusal_by_path
 from ota_fleet.assignment_operations import AssignmentOperations
-from ota_fleet.assignments import Assignments
+from ota_fleet.assignments import Approval, Assignments
+from ota_fleet.broker import Broker
 from ota_fleet.device_pages import DevicePages
 from ota_fleet.files import Store
 from ota_fleet.grants import Grants
@@ -32,10 +33,11 @@ from ota_fleet.ledger import Ledger
 from ota_fleet.monitor import Monitor, Sources
 from ota_fleet.openapi import Operation
 from ota_fleet.operations import Operations
+from ota_fleet.outlook import awaited, getting
 from ota_fleet.pages import Page, Pages
 from ota_fleet.people_pages import PeoplePages
 from ota_fleet.project_pages import ProjectPages
-from ota_fleet.registry import Registry, Sighting, normal_id
+from ota_fleet.registry import MAX_PAGE, Registry, Search, Sighting, normal_id
 from ota_fleet.release_pages import ReleasePages
 from ota_fleet.rollout_operations import RolloutOperations
 from ota_fleet.rollouts import Notify, Rollouts, nobody
@@ -53,7 +55,10 @@ from ota_fleet.rules import (
     towards_target,
     withdrawn,
 )
+from ota_fleet.searches import all_of
 from ota_fleet.stock import Stock
+from ota_fleet.summons import Summons
+from ota_fleet.trigger_operations import TriggerOperations
 from ota_fleet.two_step import PATHS, Credentials, TwoStep, pair_of
 from ota_fleet.upload import Uploads
 from ota_fleet.upload_pages import UploadPages
@@ -110,7 +115,7 @@ class Known(NamedTuple):
 def extend(site: Site) -> Site:
     """The site with a memory. OSError, ValueError: the folder of the fleet is not to be used."""
     config = site.config
-    pair = pair_of(config)
+    pair, broker = pair_of(config), mqtt.prepare(config)
     registry = opened_registry(config)
     store = Store(os.path.join(config.state, "files"), registry, time.time())
     stock = Stock(site.catalog, registry, store)
@@ -128,7 +133,9 @@ def extend(site: Site) -> Site:
     guard = Credentials(accounts, registry.admitted, pair)
     uploads = Uploads(stock, ledger, config)
     operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
-    api = Api(all_operations(operations, known, hooks), accounts, stock.resolve, uploads.max_body)
+    summons = Summons(registry, broker.command if broker else "")
+    table = all_operations(operations, known, hooks, summons)
+    api = Api(table, accounts, stock.resolve, uploads.max_body)
     site = replace(
         site,
         guards=(*opened(site, accounts), api.guard, guard),
@@ -138,18 +145,30 @@ def extend(site: Site) -> Site:
     sources = Sources(registry, history, hooks, known.grants.tally, known.rollouts.states)
     hooks.start(known.grants.sweep)
     watch = Monitor(accounts, stock.resolve, sources)
-    return with_monitor(with_pages(with_api(site, api), sheets), watch, hooks)
+    site = with_monitor(with_pages(with_api(site, api), sheets), watch, hooks)
+    return with_mqtt(site, broker, known, ledger, summons) if broker else site
 
 
-def all_operations(operations: Operations, known: Known, hooks: Hooks) -> tuple[Operation, ...]:
+def all_operations(
+    operations: Operations, known: Known, hooks: Hooks, summons: Summons
+) -> tuple[Operation, ...]:
     """What the API can do."""
     ledger, stock = operations.ledger, operations.stock
+    members = functools.partial(due_for, known)
     return (
         *operations.table(),
         *RolloutOperations(ledger, stock, known.rollouts, known.grants).table(),
         *AssignmentOperations(ledger, stock, known.assignments).table(),
         *HookOperations(hooks, ledger).table(),
+        *TriggerOperations(summons, ledger, stock.resolve, members).table(),
     )
+
+
+def due_for(known: Known, site: Site, number: int) -> Iterator[str]:
+    """The devices that would get the release of a rollout now. Refused: 404, there is none."""
+    rollout, _ = known.rollouts.get(number)
+    devices = all_of(known.registry.devices, Search(rollout.project), MAX_PAGE)
+    return getting(site, devices, rollout.version)
 
 
 def all_pages(operations: Operations, history: History) -> tuple[Page, ...]:
@@ -187,6 +206,26 @@ def with_monitor(site: Site, watch: Monitor, hooks: Hooks) -> Site:
         pulses=(*site.pulses, watch.pulse),
         closers=(hooks.close, *site.closers),
     )
+
+
+def with_mqtt(site: Site, broker: Broker, known: Known, ledger: Ledger, summons: Summons) -> Site:
+    """The site that talks to a broker: triggers, what devices say there, Home Assistant."""
+    assert isinstance(site.catalog, Stock)
+    seams = mqtt.Seams(
+        known.grants.hear_version, site.catalog.resolve, functools.partial(awaited, site),
+        functools.partial(approve, known, ledger), known.grants.live, site.catalog.newest,
+    )  # fmt: skip
+    talk = mqtt.start(broker, site.config, known.registry, summons, seams)
+    listeners, closers = (*site.listeners, talk.listen), (talk.close, *site.closers)
+    return replace(site, listeners=listeners, closers=closers)
+
+
+def approve(known: Known, ledger: Ledger, device: str, project: str, version: str) -> None:
+    """Somebody pressed Install in Home Assistant."""
+    who, at = "Home Assistant", int(known.now())
+    with ledger.recording(who, "approve", at) as (_, what):
+        if known.assignments.approve(Approval(device, project, version, at, who)):
+            what.append(f"{device} {project} {version}")
 
 
 def with_pages(site: Site, people: Pages) -> Site:

@@ -104,6 +104,7 @@ class _Heard(NamedTuple):
     lane: str
     said: Said
     at: int  # UTC seconds
+    surely: bool = True  # it has restarted; else what it says may be of before
 
 
 class _Left(NamedTuple):
@@ -279,8 +280,9 @@ class Grants:
             self._note(_Heard(device, lane_of(report.kind), Said.by(report), at))
 
     def hear_version(self, device: str, version: str, at: int) -> None:
-        """The same, of who says its version by another way."""
-        self._note(_Heard(normal_id(device), "sketch", Said(version, "", ""), at))
+        """The same, of who says its version by another way, perhaps just before it restarts."""
+        said = Said(version, "", "")
+        self._note(_Heard(normal_id(device), "sketch", said, at, surely=False))
 
     def carry(self, transfer: Transfer) -> None:
         """Notes what leaves; never waits."""
@@ -309,7 +311,7 @@ class Grants:
                 continue
             last = self._last(connection, _LAST, item.device, item.lane)
             if last and not (last.busy > item.at and not last.is_full):  # it downloads, elsewhere
-                self._settle(connection, last, item.said, item.at)
+                self._settle(connection, last, item.said, item.at, surely=item.surely)
         self._sweep(connection, int(self._now()))
 
     def _leave(self, connection: Connection, item: _Left) -> None:
@@ -322,10 +324,12 @@ class Grants:
         if attempt.outcome == BROKEN and sent >= attempt.size:  # it was back before we knew
             self._end(connection, attempt, RETURNED, item.at)
 
-    def _settle(self, connection: Connection, attempt: Attempt, said: Said, at: int) -> None:
+    def _settle(
+        self, connection: Connection, attempt: Attempt, said: Said, at: int, *, surely: bool = True
+    ) -> None:
         """What a check-in makes of an attempt."""
         outcome = outcome_of(attempt, said, self.learned(attempt.sha256))
-        if not is_news(attempt, outcome):
+        if not is_news(attempt, outcome) or not (surely or outcome == PROVEN):
             return
         self._end(connection, attempt, outcome, at)
         if outcome == PROVEN:

@@ -6,7 +6,8 @@ Device, as it is remembered -> Report, as it would ask -> the site's rules -> Ou
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from ota_fleet.history import Decision, Visit
@@ -87,6 +88,15 @@ def awaited(site: Site, device: Device) -> Release | None:
     except Refused:
         return None
     return outcome if isinstance(outcome, Release) else None
+
+
+def getting(site: Site, devices: Iterable[Device], version: str) -> Iterator[str]:
+    """The ids of those devices that would get a version, in its normal form, if they asked now."""
+    for each in devices:
+        with suppress(Refused):
+            outcome = judge(site, report_of(each))
+            if isinstance(outcome, Release) and outcome.version.text == version:
+                yield each.id
 
 
 def _patient(rule: Rule, report: Report, release: Release) -> Objection | None:

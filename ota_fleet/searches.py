@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
-from ota_fleet.rows import Search, clean
+from ota_fleet.rows import Device, Search, clean
 
 # To its project, whose alias it may say.
 ADMITTED = """EXISTS (SELECT 1 FROM admission WHERE admission.device = device.id
@@ -54,3 +54,11 @@ def where(search: Search, rows: Callable[..., list[object]]) -> tuple[str, tuple
         also = rows("SELECT 1 FROM alias WHERE project = ? LIMIT 1", *names)
         of_project, names = (ALSO_CALLED, names * 2) if also else (OF_PROJECT, names)
     return STATES[search.state] + of_project + FOUND, (*names, *search.values())
+
+
+def all_of(devices: Callable[..., Sequence[Device]], search: Search, most: int) -> Iterator[Device]:
+    """All devices of a search, however many; `devices` gives a page of at most `most` of them."""
+    after: Sequence[str | int] = ()
+    while found := devices(search, after, most):
+        yield from found
+        after = search.place(found[-1])

@@ -32,7 +32,6 @@ _BY = {
     "device": "id = ?",
     "group": "team = ?",
     "label": "replace(labels, ?, '') <> labels",
-    "rollout": "project = (SELECT project FROM rollout WHERE id = ?)",
 }
 _OF_PROJECT = """ AND project IN (SELECT ? UNION ALL
     SELECT name FROM alias WHERE alias.project = ?)"""
@@ -81,7 +80,7 @@ class Summons:
         self.answered = registry.in_batches(_drop)  # takes the id of what the broker has
 
     def find(self, by: str, value: str | int, project: str = "") -> list[Target]:
-        """Devices by "device", "group", "label" or "rollout", of a project if one is given.
+        """Devices by "device", "group" or "label", of a project if one is given.
 
         There may be one more than MAX_TARGETS.
         """

@@ -14,7 +14,7 @@ from ota_fleet.ledger import Ledger
 from ota_fleet.openapi import Operation, record
 from ota_fleet.rows import MAX_INTEGER
 from ota_fleet.summons import MAX_TARGETS, Summons, Target
-from ota_server import Refused, shown
+from ota_server import Refused, Site, shown
 
 WAYS = ("device", "group", "label", "rollout")
 STAGGER = 5  # seconds between two devices, unless told
@@ -43,7 +43,7 @@ class TriggerOperations:
     summons: Summons
     ledger: Ledger
     resolve: Callable[[str], str]  # a project's own name for its alias
-    members: Callable[[int], Iterable[str]] | None = None  # of a rollout, who may have it now
+    members: Callable[[Site, int], Iterable[str]]  # of a rollout, who may have it now
     now: Callable[[], float] = time.time
 
     def table(self) -> tuple[Operation, ...]:
@@ -66,7 +66,7 @@ class TriggerOperations:
         project = within(call.actor, self.resolve(call.body.get("project", "")))
         stagger, now = call.body.get("stagger", STAGGER), int(self.now())
         by, value = _way(call)
-        targets = self._targets(by, value, project)
+        targets = self._targets(call.site, by, value, project)
         for each in targets:
             allow(call.actor, "publisher", each.project)
         with sentences(), self.ledger.recording(call.actor.name, "trigger", now) as (_, what):
@@ -91,10 +91,10 @@ class TriggerOperations:
         if not self.summons.template:
             raise Refused(409, "there is no MQTT broker, or no topic: start the server with --mqtt")
 
-    def _targets(self, by: str, value: str | int, project: str) -> list[Target]:
+    def _targets(self, site: Site, by: str, value: str | int, project: str) -> list[Target]:
         """Who is meant. Refused: 404, nobody; 422, too many."""
-        if by == "rollout" and self.members is not None:
-            found = self.summons.among(self.members(int(value)))
+        if by == "rollout":
+            found = self.summons.among(self.members(site, int(value)))
             found = [each for each in found if project in {"", each.project}]
         else:
             found = self.summons.find(by, value, project if by != "device" else "")

@@ -652,7 +652,7 @@ MAY = {  # the least role; "": everybody
     "GET /rollouts/{rollout}": "viewer", "POST /rollouts/{rollout}/control": "publisher",
     "GET /rollouts/{rollout}/devices": "viewer", "GET /rollouts/{rollout}/attempts": "viewer",
     "GET /devices/{device}/attempts": "viewer", "POST /devices/{device}/forgive": "publisher",
-    "GET /explain": "viewer",
+    "GET /explain": "viewer", "POST /triggers": "publisher", "DELETE /triggers": "publisher",
     "GET /devices/{device}/policy": "viewer", "PUT /devices/{device}/policy": "publisher",
     "GET /projects/{project}/policy": "viewer", "PUT /projects/{project}/policy": "publisher",
     "GET /projects/{project}/releases/{version}/channel": "viewer",
@@ -886,7 +886,7 @@ BODIES = {  # what each would take, if somebody sent it who may
     "rollouts/1/control": {"do": "abort"}, f"{DEVICE}/policy": {"hold": "yes"},
     "projects/lamp/policy": {"hold": "yes"}, "groups/attic": {"hold": "yes"},
     f"{FIRST}/channel": {"channel": "beta"},
-    "webhooks": {"url": "http://192.0.2.1/"},
+    "webhooks": {"url": "http://192.0.2.1/"}, "triggers": {"group": "attic"},
 }  # fmt: skip
 CORE = [
     "/", "/healthz", "/favicon.ico", "/esp32fota.json", "/firmware", "/firmware/",

@@ -295,11 +295,7 @@ def devices(targets: list[Target]) -> list[str]:
     return [target.device for target in targets]
 
 
-def test_devices_are_found_by_id_group_label_and_rollout(registry: Registry) -> None:
-    registry.write(
-        "INSERT INTO rollout (project, version, plan, state, stage, opened, reason, created, who)"
-        " VALUES ('door', '2.0.0', '{}', 'running', 0, 0, '', 0, '')"
-    )
+def test_devices_are_found_by_id_group_and_label(registry: Registry) -> None:
     summons = Summons(registry, "")
     assert summons.find("device", "5ccf7f000000") == [Target(mac(0), "lamp", "attic")]
     assert summons.find("device", "unknown") == []
@@ -307,8 +303,6 @@ def test_devices_are_found_by_id_group_label_and_rollout(registry: Registry) -> 
     assert devices(summons.find("group", "attic", "door")) == []
     assert devices(summons.find("label", 'say "yes"')) == [mac(1)]
     assert devices(summons.find("label", "yes")) == []
-    assert devices(summons.find("rollout", 1)) == [mac(2), mac(3)]
-    assert devices(summons.find("rollout", 2)) == []
     assert devices(summons.among([mac(3), "unknown", mac(0)])) == [mac(3), mac(0)]
 
 
