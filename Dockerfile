@@ -6,6 +6,10 @@ LABEL org.opencontainers.image.title="ota-server" \
       org.opencontainers.image.description="Over-the-air firmware updates for ESP8266 and ESP32" \
       org.opencontainers.image.licenses="MIT"
 
+# For OTA_MQTT: docker build --build-arg WITH=paho-mqtt -t ota-server .
+ARG WITH=""
+RUN test -z "$WITH" || python3 -m pip install --no-cache-dir "$WITH"
+
 COPY ota_server.py /app/
 COPY ota_fleet /app/ota_fleet/
 # A checkout with a strict umask must stay readable for the user below, and writable for root alone.

@@ -80,6 +80,20 @@ def checked(port: int = 0, **settings: str) -> subprocess.CompletedProcess[str]:
     return run([sys.executable, *arguments], env=clean | {"OTA_PORT": str(port)} | settings)
 
 
+@pytest.mark.parametrize(("wanted", "called"), [("", ""), ("paho-mqtt", "paho-mqtt")])
+def test_image_has_no_package_unless_one_is_named(wanted: str, called: str, tmp_path: Path) -> None:
+    """The instruction is really run, with a python3 that only says what it was asked."""
+    [line] = (rest for rest in values("RUN") if "pip" in rest)
+    said = tmp_path / "said"
+    stand_in = tmp_path / "python3"
+    stand_in.write_text(f'#!/bin/sh\nprintf %s "$5" > {said}\n')
+    stand_in.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WITH": wanted}
+    assert run(["sh", "-c", line], env=env).returncode == 0
+    assert (said.read_text() if said.exists() else "") == called
+    assert values("ARG") == ['WITH=""']
+
+
 def test_health_check_passes_while_the_server_is_well() -> None:
     """200 from /healthz."""
     with answering(200) as port:
