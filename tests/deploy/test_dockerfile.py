@@ -181,7 +181,7 @@ def test_documented_call_finds_port_and_folder() -> None:
 def test_server_knows_every_setting_of_the_image() -> None:
     """The health check's variables among them."""
     used = options_in(DOCKERFILE.read_text())
-    assert used == {"--dir", "--host", "--port", "--cert", "--state"}
+    assert used == {"--dir", "--host", "--port", "--cert", "--state", "--mqtt"}
     assert used <= options_in_help()
 
 
