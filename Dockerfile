@@ -8,7 +8,8 @@ LABEL org.opencontainers.image.title="ota-server" \
 
 # For OTA_MQTT: docker build --build-arg WITH=paho-mqtt -t ota-server .
 ARG WITH=""
-# hadolint ignore=DL3013 - whoever names a package may name its version, too
+# Whoever names a package may name its version, too.
+# hadolint ignore=DL3013
 RUN test -z "$WITH" || python3 -m pip install --no-cache-dir "$WITH"
 
 COPY ota_server.py /app/
