@@ -23,11 +23,14 @@ from ota_fleet.assignment_operations import AssignmentOperations
 from ota_fleet.assignments import Approval, Assignments
 from ota_fleet.broker import Broker
 from ota_fleet.device_pages import DevicePages
+from ota_fleet.device_updates import DeviceUpdates
 from ota_fleet.files import Store
 from ota_fleet.grants import Grants
+from ota_fleet.group_pages import GroupPages
 from ota_fleet.history import History
 from ota_fleet.home_pages import HomePages
 from ota_fleet.hook_operations import HookOperations
+from ota_fleet.hook_pages import HookPages
 from ota_fleet.hooks import Hooks
 from ota_fleet.ledger import Ledger
 from ota_fleet.monitor import Monitor, Sources
@@ -37,9 +40,11 @@ from ota_fleet.outlook import awaited, getting
 from ota_fleet.pages import Page, Pages
 from ota_fleet.people_pages import PeoplePages
 from ota_fleet.project_pages import ProjectPages
+from ota_fleet.project_policy_pages import ProjectPolicyPages
 from ota_fleet.registry import MAX_PAGE, Registry, Search, Sighting, normal_id
 from ota_fleet.release_pages import ReleasePages
 from ota_fleet.rollout_operations import RolloutOperations
+from ota_fleet.rollout_pages import RolloutPages
 from ota_fleet.rollouts import Notify, Rollouts, nobody
 from ota_fleet.rules import (
     above_floors,
@@ -112,21 +117,49 @@ class Known(NamedTuple):
         return cls(registry, assignments, rollouts, grants, now)
 
 
-def extend(site: Site) -> Site:
+class Acts(NamedTuple):
+    """What people and programs can do, on the pages and by the API."""
+
+    operations: Operations
+    rollouts: RolloutOperations
+    assignments: AssignmentOperations
+    hooks: HookOperations
+    triggers: TriggerOperations
+
+    @classmethod
+    def of(cls, operations: Operations, known: Known, hooks: Hooks, summons: Summons) -> Self:
+        """All of it."""
+        ledger, stock, now = operations.ledger, operations.stock, known.now
+        members = functools.partial(due_for, known)
+        return cls(
+            operations,
+            RolloutOperations(ledger, stock, known.rollouts, known.grants, now),
+            AssignmentOperations(ledger, stock, known.assignments, now),
+            HookOperations(hooks, ledger),
+            TriggerOperations(summons, ledger, stock.resolve, members),
+        )
+
+    def table(self) -> tuple[Operation, ...]:
+        """What the API can do."""
+        return tuple(operation for each in self for operation in each.table())
+
+
+def extend(site: Site, now: Callable[[], float] = time.time) -> Site:
     """The site with a memory. OSError, ValueError: the folder of the fleet is not to be used."""
     config = site.config
     pair, broker = pair_of(config), mqtt.prepare(config)
     registry = opened_registry(config)
     store = Store(os.path.join(config.state, "files"), registry, time.time())
     stock = Stock(site.catalog, registry, store)
-    hooks = Hooks(registry, stock, stock.resolve)
-    known = Known.of(registry, hooks.notify, proxied=bool(config.accel))
+    hooks = Hooks(registry, stock, stock.resolve, now=now)
+    known = Known.of(registry, hooks.notify, now, proxied=bool(config.accel))
     history = History(registry)
     ledger = Ledger(registry)
     accounts = Accounts(ledger, secure=bool(config.cert))
+    remembering = functools.partial(remember, known, history, stock.resolve, now=now)
     site = replace(
         with_stock(site, stock, known),
-        listeners=(*site.listeners, functools.partial(remember, known, history, stock.resolve)),
+        listeners=(*site.listeners, remembering),
         closers=(*site.closers, accounts.close, stock.close, registry.close, store.close),
     )
     begin(accounts, site)
@@ -134,34 +167,19 @@ def extend(site: Site) -> Site:
     uploads = Uploads(stock, ledger, config)
     operations = Operations(accounts, registry, ledger, stock, uploads, config.state)
     summons = Summons(registry, broker.command if broker else "")
-    table = all_operations(operations, known, hooks, summons)
-    api = Api(table, accounts, stock.resolve, uploads.max_body)
+    acts = Acts.of(operations, known, hooks, summons)
+    api = Api(acts.table(), accounts, stock.resolve, uploads.max_body)
     site = replace(
         site,
         guards=(*opened(site, accounts), api.guard, guard),
         routes=(*TwoStep(ledger, store, guard.actor, config.max_image).routes(), *site.routes),
     )
-    sheets = Pages(all_pages(operations, history), accounts, drop="/admin/upload")
+    sheets = Pages(all_pages(acts, known, history), accounts, drop="/admin/upload")
     sources = Sources(registry, history, hooks, known.grants.tally, known.rollouts.states)
     hooks.start(known.grants.sweep)
     watch = Monitor(accounts, stock.resolve, sources)
     site = with_monitor(with_pages(with_api(site, api), sheets), watch, hooks)
     return with_mqtt(site, broker, known, ledger, summons) if broker else site
-
-
-def all_operations(
-    operations: Operations, known: Known, hooks: Hooks, summons: Summons
-) -> tuple[Operation, ...]:
-    """What the API can do."""
-    ledger, stock = operations.ledger, operations.stock
-    members = functools.partial(due_for, known)
-    return (
-        *operations.table(),
-        *RolloutOperations(ledger, stock, known.rollouts, known.grants).table(),
-        *AssignmentOperations(ledger, stock, known.assignments).table(),
-        *HookOperations(hooks, ledger).table(),
-        *TriggerOperations(summons, ledger, stock.resolve, members).table(),
-    )
 
 
 def due_for(known: Known, site: Site, number: int) -> Iterator[str]:
@@ -171,18 +189,22 @@ def due_for(known: Known, site: Site, number: int) -> Iterator[str]:
     return getting(site, devices, rollout.version)
 
 
-def all_pages(operations: Operations, history: History) -> tuple[Page, ...]:
+def all_pages(acts: Acts, known: Known, history: History) -> tuple[Page, ...]:
     """What the web administration shows."""
-    ledger, stock = operations.ledger, operations.stock
+    operations, ledger, stock = acts.operations, acts.operations.ledger, acts.operations.stock
     return (
-        *HomePages(history, stock, operations.registry).table(),
-        *DevicePages(ledger, stock, history).table(),
-        *ProjectPages(operations, history).table(),
-        *ReleasePages(operations).table(),
+        *HomePages(history, stock, known.registry, known.rollouts, known.grants).table(),
+        *DevicePages(ledger, stock, history, DeviceUpdates(*acts[:3])).table(),
+        *GroupPages(acts.assignments).table(),
+        *ProjectPages(operations, history, known.assignments).table(),
+        *ProjectPolicyPages(acts.assignments).table(),
+        *ReleasePages(operations, acts.assignments, known.rollouts).table(),
+        *RolloutPages(acts.rollouts, known.assignments).table(),
         *UploadPages(operations).table(),
         *AdmissionPages(ledger, stock).table(),
         *ActivityPages(ledger, history).table(),
         *PeoplePages(operations.accounts).table(),
+        *HookPages(acts.hooks).table(),
     )
 
 

@@ -14,7 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
 from typing import Any, NamedTuple
 
-from ota_fleet.policy import NOTHING, SCOPES, Policy, channel_of, check_word, checked, merged
+from ota_fleet.policy import (
+    BETA,
+    NOTHING,
+    SCOPES,
+    STABLE,
+    Policy,
+    channel_of,
+    check_word,
+    checked,
+    merged,
+)
 from ota_fleet.registry import Registry, normal_id
 from ota_fleet.rows import clean
 from ota_server import Release, Version
@@ -33,7 +43,7 @@ ON CONFLICT (scope, name) DO UPDATE SET channel = excluded.channel, pin = exclud
 _DROP = "DELETE FROM policy WHERE scope = ? AND name = ?"
 _SAID = """SELECT id, pin, channel, team, labels FROM device
 WHERE pin <> '' OR channel <> '' OR team <> '' OR labels <> '[]'"""
-_TEAMS = "SELECT DISTINCT team FROM device WHERE team <> ''"
+_TEAMS = "SELECT team, COUNT(*) FROM device WHERE team <> '' GROUP BY team"
 _LEAVE = "UPDATE device SET team = '' WHERE team = ?"
 _APPROVALS = "SELECT device, project, version, at, who FROM approval"
 _APPROVE = """INSERT INTO approval (device, project, version, at, who) VALUES (?, ?, ?, ?, ?)
@@ -164,8 +174,18 @@ class Assignments:
 
     def groups(self) -> list[str]:
         """All groups that a device is in, or of which something is said; sorted."""
-        teams = {team for (team,) in self._registry.rows(_TEAMS)}
-        return sorted(teams | {name for scope, name in self._policies if scope == "group"})
+        said = (name for scope, name in self._policies if scope == "group")
+        return sorted({*self.sizes(), *said})
+
+    def sizes(self) -> dict[str, int]:
+        """How many devices are in each group that has any."""
+        return dict(self._registry.rows(_TEAMS))
+
+    def channels(self) -> list[str]:
+        """All channels of which anything is said, from memory; sorted."""
+        said = (each.policy.channel for each in self._said.values())
+        put = (each.channel for each in self._policies.values())
+        return sorted({STABLE, BETA, *said, *put, *self._shelves.values()} - {""})
 
     def drop_group(self, name: str) -> None:
         """Takes a group away, with what is said of it; its devices are in none then."""

@@ -32,14 +32,16 @@ STATE_NAMES = {
     "unknown": "unknown: not admitted",
     "admitted": "admitted",
     "pinned": "pinned to a version",
+    "looping": "looping: given in full, in vain",
 }
 MAX_LINES = 10_000  # of a list: a form has room for so many
 SORTS = {"id": "Device", "project": "Project", "version": "Runs", "last_seen": "Last seen"}
-FILTERS = "q", "project", "version", "chip", "state", "label", "sort"
+FILTERS = "q", "project", "version", "chip", "state", "label", "group", "sort"
 _SAME = {"mac": "device", "mac address": "device", "id": "device", "device_id": "device"}
 COLUMNS = (
     "device", "project", "version", "chip", "admitted", "pin", "labels", "notes", "sdk", "address",
     "first_seen", "last_seen", "downloads", "offered", "offers",
+    "channel", "group",
 )  # fmt: skip
 # What a spreadsheet takes for a formula, also behind spaces and in the wide forms of East Asia.
 _FORMULA = re.compile(r"\s*[=+\-@\uff0b\uff0d\uff1d\uff20]|[\t\r\n]")
@@ -60,7 +62,8 @@ def search_of(words: Mapping[str, str], now: int) -> Search:
         raise Refused(422, f"no devices are in the state {shown(state)}, by {shown(sort)}")
     names = "project", "q", "chip", "version", "label"
     project, text, chip, version, label = (words.get(each, "") for each in names)
-    search = Search(project, text, chip, version, label, sort, state)
+    group = words.get("group", "")
+    search = Search(project, text, chip, version, label, sort, state, group=group)
     if state == SILENT:
         return search._replace(state="", since=now - MONTH, until=now - DAY)
     return search._replace(since=now - MONTH) if state == "failing" else search
@@ -121,7 +124,7 @@ def cells_of(device: Device) -> Iterator[object]:
     yield from (device.sdk, device.address)
     for at in (device.first_seen, device.last_seen):
         yield time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
-    yield from (device.downloads, device.offered, device.offers)
+    yield from (device.downloads, device.offered, device.offers, device.channel, device.group)
 
 
 class Line(NamedTuple):

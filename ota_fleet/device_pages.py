@@ -31,6 +31,8 @@ from ota_fleet.device_lists import (
     place_of,
     search_of,
 )
+from ota_fleet.device_updates import DeviceUpdates
+from ota_fleet.group_pages import GROUPS, group_path
 from ota_fleet.history import DAY, MONTH, History, Visit
 from ota_fleet.html import (
     KEEP,
@@ -46,7 +48,6 @@ from ota_fleet.html import (
     check,
     choice,
     code,
-    details,
     facts,
     field,
     form,
@@ -62,20 +63,20 @@ from ota_fleet.html import (
     when,
 )
 from ota_fleet.ledger import Ledger
-from ota_fleet.outlook import Outlook, outlook_of, outlooks, verdict
+from ota_fleet.outlook import Outlook, outlook_of, verdict
 from ota_fleet.pages import Call, Page, See, act_of, may, typed
 from ota_fleet.registry import MAX_PAGE, Device, Search
 from ota_fleet.rows import MAX_LONG, MAX_TEXT
 from ota_fleet.stock import Stock
-from ota_server import Refused, Release, Reply, Site, Version, shown
+from ota_server import Refused, Reply, Site, shown
 
 EXPORT, ADMISSIONS, ACTIVITY = (
     f"/admin/{name}" for name in ("devices.csv", "admissions", "activity")
 )
 ROWS = 50  # of a page
-MAX_RELEASES = 25  # of which it is said why a device does not get them
 FAILING = 3  # times that a device was given what it does not run
 DONE = {
+    "group": "in the group",
     "admit": "admitted",
     "expel": "not admitted any more",
     "label": "labelled",
@@ -84,8 +85,9 @@ DONE = {
 }
 BULK = join(  # the first is what Enter in the field does
     button(text, "danger" if do == "forget" else "", name="do", value=do)
-    for text, do in (("Add label", "label"), ("Remove label", "unlabel"), ("Admit", "admit"),
-                     ("Expel", "expel"), ("Forget", "forget"))
+    for text, do in (("Add label", "label"), ("Remove label", "unlabel"),
+                     ("Set group", "group"), ("Admit", "admit"), ("Expel", "expel"),
+                     ("Forget", "forget"))
 )  # fmt: skip
 
 
@@ -96,6 +98,7 @@ class DevicePages:
     ledger: Ledger
     stock: Stock
     history: History
+    updates: DeviceUpdates
     now: Callable[[], float] = time.time
 
     def table(self) -> tuple[Page, ...]:
@@ -142,6 +145,8 @@ class DevicePages:
             choice("Chip", "chip", _any(chips, words.get("chip", "")), words.get("chip", "")),
             choice("State", "state", STATE_NAMES.items(), words.get("state", "")),
             choice("Label", "label", _any(labels, words.get("label", "")), words.get("label", "")),
+            choice("Group", "group", _any(self.updates.groups(), words.get("group", "")),
+                   words.get("group", "")),
             hidden(sort=words["sort"]) if "sort" in words else None,
             class_="filters",
         )  # fmt: skip
@@ -164,6 +169,8 @@ class DevicePages:
 
     def _states(self, site: Site, device: Device, now: int) -> Iterator[Html]:
         """What is not as usual."""
+        if self.updates.is_looping(device):
+            yield badge("looping", "bad")
         if device.offers >= FAILING and device.last_seen >= now - MONTH:
             yield badge("failing", "bad")
         if device.last_seen < now - DAY:
@@ -174,6 +181,8 @@ class DevicePages:
             yield badge(f"pinned {device.pin}")
         if device.channel:
             yield badge(device.channel)
+        if device.group:
+            yield badge(device.group)
 
     def _one(self, call: Call, device: Device) -> Html | None:
         """What admits a device at once, where that is what somebody is about."""
@@ -211,6 +220,8 @@ class DevicePages:
         if do == "forget":
             return self._forget(call, found)
         label = call.given("with").strip()
+        if do == "group":
+            return self._group(call, found, label)
         if not label:
             raise ValueError("fill in which label is meant")
         with self._recording(call, "annotate device") as what:
@@ -219,6 +230,14 @@ class DevicePages:
                 after = before | {label} if do == "label" else before - {label}
                 if after != before and self.ledger.registry.annotate(each.id, labels=after):
                     what.append(told(each, {"labels": sorted(after)}))
+            return len(what)
+
+    def _group(self, call: Call, found: Iterable[Device], group: str) -> int:
+        """Puts devices into a group; "": into none."""
+        with self._recording(call, "annotate device") as what:
+            for each in found:
+                if group != each.group and self.ledger.registry.annotate(each.id, group=group):
+                    what.append(told(each, {"group": group}))
             return len(what)
 
     def _admit(self, call: Call, found: Iterable[Device], do: str) -> int:
@@ -267,15 +286,19 @@ class DevicePages:
         outlook = _told(outlook_of(call.site, device))
         known = card("What it is", states, facts(self._facts(device, now)), id="facts",
                      data_live=10)  # fmt: skip
-        offer = card("What it will get", *outlook, _others(call.site, device), id="outlook",
-                     data_live=10)  # fmt: skip
+        offer = card("What it will get", *outlook, id="outlook", data_live=10)
+        given = (
+            self.updates.approval(call, device, now),
+            self.updates.attempts(call, device, now),
+            self.updates.why(call.site, device),
+        )
         visits = card("What was decided", _visits(self.history.visits(device.id), now),
                       tag("p", a("In the activity", url(ACTIVITY, device=device.id))), id="visits",
                       data_live=10)  # fmt: skip
         if not may(call.actor, "publisher"):
-            return page(device.id, cards(offer, known), visits)
-        changes = self._notes(call, device), self._ways(call, device), _end(call, device)
-        return page(device.id, cards(offer, known), visits, cards(changes))
+            return page(device.id, cards(offer, known), given, visits)
+        changes = self._notes(call, device), self.updates.ways(call, device), _end(call, device)
+        return page(device.id, cards(offer, known), given, visits, cards(changes))
 
     def _facts(self, device: Device, now: int) -> Iterator[tuple[object, object]]:
         own = self.stock.resolve(device.project)
@@ -299,6 +322,8 @@ class DevicePages:
         yield "Digest", code(device.image) if device.image else "it never said"
         yield "Admitted to", ", ".join(self._admissions(device.id)) or "no project"
         yield "Pinned to", device.pin or "no version"
+        yield "Channel", device.channel or "as its group or project has it"
+        yield "Group", a(device.group, group_path(device.group)) if device.group else "none"
         yield "Labels", join(map(badge, device.labels), between=" ") if device.labels else "none"
         if device.notes:
             yield "Notes", tag("span", device.notes, class_="text")
@@ -317,29 +342,6 @@ class DevicePages:
         here = url(DEVICES, device.id)
         return card("Notes", form(here, call.actor.csrf, was, notes, labels, save))
 
-    def _ways(self, call: Call, device: Device) -> Html:
-        """What lets it have another release."""
-        here, csrf = url(DEVICES, device.id), call.actor.csrf
-        versions = [str(each.version) for each in self._releases(device)]
-        pins = [("", "none: it gets the newest that fits"), *_words([*versions, device.pin])]
-        pin = choice("Pin", "pin", pins, call.given("pin", device.pin),
-                     hint="The one version that it gets, also downwards.")  # fmt: skip
-        on = call.given("channel", device.channel)
-        channel = field("Channel", "channel", on, maxlength=64,
-                        hint="On beta it also gets pre-releases.")  # fmt: skip
-        own = self.stock.resolve(device.project)
-        do = "expel" if device.admitted else "admit"
-        text = "Take back its admission to" if device.admitted else "Admit to"
-        admission = form(here, csrf, button(f"{text} {own}", name="do", value=do)) if own else None
-        offer = form(here, csrf, pin, channel, button("Save", name="do", value="pin"))
-        return card("What it may get", offer, admission)
-
-    def _releases(self, device: Device) -> Sequence[Release]:
-        try:
-            return self.stock.releases(device.project)
-        except Refused:
-            return ()
-
     def change_device(self, call: Call) -> See:
         """POST a device. Refused: 404, 422."""
         device, do = self._device(call), call.given("do")
@@ -352,11 +354,14 @@ class DevicePages:
                 raise Refused(422, "tick the box to say that you are sure")
             self._forget(call, [device])
             return See(DEVICES, f"{device.id} is forgotten.")
-        change = act_of({"note": _noted, "pin": _pinned}, call)(call, device)
+        return act_of({"note": self._note, **self.updates.acts()}, call)(call, device)
+
+    def _note(self, call: Call, device: Device) -> See:
+        change = _noted(call, device)
         with self._recording(call, "annotate device") as what:
             if change and self.ledger.registry.annotate(device.id, **change):
                 what.append(told(device, change))
-        return See(here, "It is saved.")
+        return See(url(DEVICES, device.id), "It is saved.")
 
     def _device(self, call: Call) -> Device:
         """The device of the path. Refused: 404."""
@@ -385,8 +390,9 @@ def _words(words: Iterable[str]) -> list[tuple[str, str]]:
 
 def _ways(words: Mapping[str, str]) -> Html:
     """Where else one can go from a list."""
-    return tag("p", a("Download these as CSV", url(EXPORT, **words)), " · ",
-               a("Admissions, and lists of them as CSV", ADMISSIONS))  # fmt: skip
+    export = a("Download these as CSV", url(EXPORT, **words))
+    admissions = a("Admissions, and lists of them as CSV", ADMISSIONS)
+    return tag("p", join(export, a("Groups", GROUPS), admissions, between=" · "))
 
 
 def _bulk(call: Call, words: Mapping[str, str], rows: Html) -> Html:
@@ -395,7 +401,8 @@ def _bulk(call: Call, words: Mapping[str, str], rows: Html) -> Html:
     every = tag("input", type="checkbox", data_all="device", hidden=True,
                 aria_label="Select all of this page")  # fmt: skip
     label = tag("input", type="text", name="with", value=call.given("with"), maxlength=MAX_TEXT,
-                placeholder="Label", aria_label="Label to add or remove")  # fmt: skip
+                placeholder="Label or group",
+                aria_label="Label to add or remove, or group to set")  # fmt: skip
     return form(here, call.actor.csrf, tag("div", every, label, BULK, class_="tools"), rows)
 
 
@@ -439,18 +446,6 @@ def _told(outlook: Outlook) -> tuple[Html, ...]:
     )  # fmt: skip
 
 
-def _others(site: Site, device: Device) -> Html:
-    """Each release, and why the device does not get it."""
-    rows, newer = list[tuple[object, ...]](), ""
-    for each, found in outlooks(site, device, MAX_RELEASES):
-        why = found.reason if found.code else newer or "it is the newest that fits"
-        rows.append((each.version, each.name, badge(found.code or "fits", found.kind), why))
-        if not (found.code or newer):
-            newer = f"{each.version} is newer and fits, too"
-    inner = table(("Version", "File", "Rule", "Why"), rows, "Releases", "There is no release.")
-    return details("Each release, and why not", inner)
-
-
 def _visits(visits: Sequence[Visit], now: int) -> Html:
     rows = [
         (when(each.at, now), each.project, each.version, verdict(each), each.reason)
@@ -473,8 +468,6 @@ class _Change(TypedDict, total=False):
 
     notes: str
     labels: list[str]
-    pin: str
-    channel: str
 
 
 def _noted(call: Call, device: Device) -> _Change:
@@ -491,14 +484,4 @@ def _noted(call: Call, device: Device) -> _Change:
         change["notes"] = notes
     if line != was_line:
         change["labels"] = sorted({word for each in line.split(",") if (word := each.strip())})
-    return change
-
-
-def _pinned(call: Call, device: Device) -> _Change:
-    pin, channel = (call.given(name, getattr(device, name)).strip() for name in ("pin", "channel"))
-    pin, change = str(Version.parse(pin)) if pin else "", _Change()
-    if pin != device.pin:
-        change["pin"] = pin
-    if channel != device.channel:
-        change["channel"] = channel
     return change

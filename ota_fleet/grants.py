@@ -55,11 +55,8 @@ _FIELDS = """SELECT id, device, lane, project, version, sha256, size, digests, r
 _LAST = _FIELDS + "WHERE device = ? AND lane = ? ORDER BY id DESC LIMIT 1"
 _LAST_OF = _FIELDS + "WHERE device = ? AND sha256 = ? ORDER BY id DESC LIMIT 1"
 _OVERDUE = _FIELDS + "WHERE outcome = '' AND deadline <= ? ORDER BY deadline LIMIT ?"
-_LISTED = (
-    _FIELDS
-    + """WHERE (? = '' OR device = ?) AND (? = 0 OR rollout = ?) AND id < ?
-ORDER BY id DESC LIMIT ?"""
-)
+_OF_DEVICE, _OF_ROLLOUT = "device = ? AND ", "rollout = ? AND "  # each has its index
+_BELOW = "id < ? ORDER BY id DESC LIMIT ?"
 _ADD = """INSERT INTO attempt (device, lane, project, version, sha256, size, digests, rollout,
     before, before_digest, granted, deadline, busy, sent, patience)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
@@ -75,7 +72,8 @@ _FULL = """SELECT COUNT(*) FROM attempt WHERE device = ? AND sha256 = ? AND forg
 _FORGIVE = "UPDATE attempt SET forgiven = 1 WHERE device = ?"
 _LOOP = """INSERT INTO loop (device, sha256, project, version, at) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING"""
-_LOOPS = "SELECT device, sha256, project, version, at FROM loop ORDER BY at DESC, device LIMIT ?"
+_LOOPS = """SELECT device, sha256, project, version, at FROM loop WHERE ? IN ('', device)
+ORDER BY at DESC, device LIMIT ?"""
 _LEARN = "INSERT INTO learned (sha256, digest) VALUES (?, ?) ON CONFLICT DO NOTHING"
 _LEARNED = "SELECT sha256, digest FROM learned"
 _ELSEWHERE = "SELECT 1 FROM device WHERE image = ? AND version <> ? LIMIT 1"
@@ -154,9 +152,10 @@ class Grants:
 
     # -- What the loop asks ------------------------------------------------------------------------
 
-    def is_looping(self, device: str, sha256: str) -> bool:
-        """Whether a device is not given an image any more."""
-        return bool(self._loops) and sha256 in self._loops.get(normal_id(device), ())
+    def is_looping(self, device: str, sha256: str = "") -> bool:
+        """Whether a device is not given an image any more; "": any."""
+        found = self._loops.get(normal_id(device), ()) if self._loops else ()
+        return sha256 in found if sha256 else bool(found)
 
     def learned(self, sha256: str) -> frozenset[str]:
         """Digests by which devices call an image, beside those that it says."""
@@ -170,7 +169,7 @@ class Grants:
     def read(self) -> None:
         """Takes what the registry holds now."""
         loops: dict[str, set[str]] = {}
-        for device, sha256, *_ in self._registry.rows(_LOOPS, MAX_INTEGER):
+        for device, sha256, *_ in self._registry.rows(_LOOPS, "", MAX_INTEGER):
             loops.setdefault(device, set()).add(sha256)
         learned: dict[str, set[str]] = {}
         for sha256, digest in self._registry.rows(_LEARNED):
@@ -377,13 +376,15 @@ class Grants:
 
         Of a device, or of a rollout; "" and 0: of all.
         """
-        device, limit = normal_id(device), max(1, min(limit, MAX_PAGE))
-        rows = self._registry.rows(_LISTED, device, device, rollout, rollout, before, limit)
+        where = _OF_DEVICE * bool(device) + _OF_ROLLOUT * bool(rollout)
+        chosen = (each for each in (normal_id(device), rollout) if each)
+        values = *chosen, before, max(1, min(limit, MAX_PAGE))
+        rows = self._registry.rows(_FIELDS + "WHERE " + where + _BELOW, *values)
         return [Attempt.of(row) for row in rows]
 
-    def loops(self, limit: int = 100) -> list[Loop]:
-        """Devices that are not given an image any more, the last first."""
-        return [Loop(*row) for row in self._registry.rows(_LOOPS, limit)]
+    def loops(self, limit: int = 100, device: str = "") -> list[Loop]:
+        """Devices that are not given an image any more, the last first; or one of them."""
+        return [Loop(*row) for row in self._registry.rows(_LOOPS, normal_id(device), limit)]
 
     def forgive(self, device: str) -> bool:
         """Lets a device have again what it was given in vain; False: there was nothing."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
+from ota_fleet.grants import Grants
 from ota_fleet.history import DAY, HOUR, Count, History, Share, Trouble
 from ota_fleet.html import (
     COLOURS,
@@ -33,9 +34,11 @@ from ota_fleet.html import (
     url,
     when,
 )
+from ota_fleet.outcomes import ROLLOUTS, rollout_row
 from ota_fleet.pages import HOME, Call, Page, may
 from ota_fleet.projects import offered
 from ota_fleet.registry import Registry, Search
+from ota_fleet.rollouts import Rollouts
 from ota_fleet.stock import Stock
 from ota_server import Site, base_url
 
@@ -53,6 +56,8 @@ class HomePages:
     history: History
     stock: Stock
     registry: Registry
+    rollouts: Rollouts
+    grants: Grants
     now: Callable[[], float] = time.time
 
     def table(self) -> tuple[Page, ...]:
@@ -70,6 +75,7 @@ class HomePages:
             "Overview",
             card("", _totals(counts, len(names), self._waiting(call.site, names)), id="totals",
                  data_live=10),
+            self._rollouts(),
             self._troubles(now),
             None if by_project else _first_steps(call),
             cards(self._project(name, by_project.get(name, ()), now, number < MAX_CHARTS)
@@ -92,10 +98,38 @@ class HomePages:
         there = url("/admin/devices", project=where, state="unknown")
         return a(f"{sum(found.values()):,}", there)
 
+    def _rollouts(self) -> Html | None:
+        """Those that go on, and those that do not."""
+        found = self.rollouts.under_way()
+        if not found:
+            return None
+        heads = "Release", "State", "Stage", "Devices"
+        some = self.rollouts.with_results(found[:MAX_TROUBLES])
+        rows = [rollout_row(*each) for each in some]
+        more = tag("p", a("All rollouts", ROLLOUTS)) if len(found) > MAX_TROUBLES else None
+        return card("Rollouts", table(heads, rows, "Rollouts"), more, id="rollouts", data_live=10)
+
+    def _looping(self, now: int) -> Html | None:
+        found = self.grants.loops(MAX_TROUBLES + 1)
+        if not found:
+            return None
+        rows = [
+            (a(each.device, url("/admin/devices", each.device)), each.project, each.version,
+             when(each.at, now))
+            for each in found[:MAX_TROUBLES]
+        ]  # fmt: skip
+        heads = "Device", "Project", "Was given", "Since"
+        words = "Were given it in full again and again, and do not run it: they get it no more."
+        more = tag("p", a("All of them", url("/admin/devices", state="looping")))
+        return card(badge("Looping", "bad"), tag("p", words), table(heads, rows, "Looping"),
+                    more if len(found) > MAX_TROUBLES else None, id="looping",
+                    data_live=30)  # fmt: skip
+
     def _troubles(self, now: int) -> Html:
         failing = self.history.failing(now, MAX_TROUBLES + 1)
         silent = self.history.silent(now, MAX_TROUBLES + 1)
         return join(
+            self._looping(now),
             _trouble("Failing", "Were given the same version again and again, but do not run it.",
                      failing, "failing", now),
             _trouble("Silent", "Not seen for more than a day.", silent, "silent", now),

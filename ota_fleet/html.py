@@ -275,6 +275,11 @@ def choice(
     return _labelled(label, tag("select", inner, name=name, **attributes), hint)
 
 
+def suggestions(name: str, words: Iterable[str]) -> Html:
+    """What fields offer that have this name as `list`; anything else may be typed, too."""
+    return tag("datalist", [tag("option", value=each) for each in words], id=name)
+
+
 def check(
     label: object, name: str, value: str = "1", *, checked: bool = False, **attributes: object
 ) -> Html:
@@ -323,6 +328,12 @@ Share = tuple[str, float]  # what it is called, how much
 
 def bars(parts: Sequence[Share], label: str) -> Html:
     """One bar of the shares of a whole, and their names below it."""
+    items = [_key(number, name, f"{amount:g}") for number, (name, amount) in enumerate(parts)]
+    return join(bar(parts, label), tag("ul", items, class_="keys"))
+
+
+def bar(parts: Sequence[Share], label: str) -> Html:
+    """The same without the names, which who does not see it is told."""
     whole = sum(amount for _, amount in parts) or 1
     starts = (0.0, *accumulate(100 * amount / whole for _, amount in parts))
     rects = [
@@ -331,10 +342,8 @@ def bars(parts: Sequence[Share], label: str) -> Html:
         for number, ((name, amount), start) in enumerate(zip(parts, starts, strict=False))
     ]  # fmt: skip
     words = ", ".join(f"{name} {amount:g}" for name, amount in parts)
-    picture = tag("svg", tag("title", f"{label}: {words}"), rects, viewBox="0 0 100 1",
-                  preserveAspectRatio="none", role="img", class_="bars")  # fmt: skip
-    items = [_key(number, name, f"{amount:g}") for number, (name, amount) in enumerate(parts)]
-    return join(picture, tag("ul", items, class_="keys"))
+    return tag("svg", tag("title", f"{label}: {words}"), rects, viewBox="0 0 100 1",
+               preserveAspectRatio="none", role="img", class_="bars")  # fmt: skip
 
 
 def _key(number: int, name: object, amount: object = "") -> Html:

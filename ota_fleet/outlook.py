@@ -21,10 +21,8 @@ from ota_server import (
     Report,
     Rule,
     Site,
-    choose,
     judge,
     printable,
-    recognised,
 )
 
 CONTENT = frozenset(("not-newer", "same-image"))  # the codes of devices that have what they need
@@ -74,7 +72,8 @@ def outlook_of(site: Site, device: Device) -> Outlook:
 
 def _outlook(outcome: Outcome) -> Outlook:
     if isinstance(outcome, Objection):
-        kind = "bad" if outcome.deny else "" if outcome.code in CONTENT else "warn"
+        content = outcome.code in CONTENT or outcome.usual
+        kind = "bad" if outcome.deny else "" if content else "warn"
         return Outlook("", outcome.code, outcome.reason, kind)
     reason = f"{printable(outcome.name)}, {outcome.size:,} bytes, fits"
     return Outlook(str(outcome.version), "", reason, "good")
@@ -103,15 +102,3 @@ def _patient(rule: Rule, report: Report, release: Release) -> Objection | None:
     """What a rule objects, but that the device has to wait."""
     objection = rule(report, release)
     return None if objection and objection.code in WAITING else objection
-
-
-def outlooks(site: Site, device: Device, most: int) -> Iterator[tuple[Release, Outlook]]:
-    """What it would get if there were one release only, for each, the newest first."""
-    report = report_of(device)
-    try:
-        releases = site.catalog.releases(device.project)
-    except Refused:
-        return
-    known = recognised(report, releases, releases)
-    for each in releases[:most]:
-        yield each, _outlook(choose(known, [each], site.rules))

@@ -208,6 +208,7 @@ class PeoplePages:
         heads = "Id", "Name", "Role", "Project", "Device", "Since", ""
         return page(
             "Tokens",
+            tag("p", "Who is to be told of what happens: ", a("webhooks", "/admin/webhooks")),
             fresh,
             card("", table(heads, rows, "Tokens", "There is no token yet.")),
             card("Make a token", tag("p", words),

@@ -17,6 +17,7 @@ from itertools import groupby
 from ota_fleet import lines
 from ota_fleet.accounts import allow
 from ota_fleet.api import is_text
+from ota_fleet.assignments import Assignments
 from ota_fleet.history import History
 from ota_fleet.html import (
     Html,
@@ -45,7 +46,9 @@ from ota_fleet.html import (
     when,
 )
 from ota_fleet.operations import Operations
+from ota_fleet.outcomes import ROLLOUTS
 from ota_fleet.pages import Call, Page, See, act_of, asked, may
+from ota_fleet.project_policy_pages import policy_path, policy_summary
 from ota_fleet.projects import offered, rename
 from ota_fleet.release_pages import (
     PROJECT,
@@ -74,6 +77,7 @@ class ProjectPages:
 
     operations: Operations
     history: History
+    assignments: Assignments
 
     def table(self) -> tuple[Page, ...]:
         """Their rows."""
@@ -158,6 +162,7 @@ class ProjectPages:
         return page(
             project.name,
             self._summary(call, project, counts),
+            self._policy(project.name),
             self._releases(call, project, counts),
             card("Upload", upload_form(call.actor.csrf)) if changes else None,
             _lines_card(call, project.name, *self._seeds(project)),
@@ -179,6 +184,12 @@ class ProjectPages:
         ]
         warning = note(why, kind="warn") if why else None
         return card("", warning, facts(row for row in rows if row[1]))
+
+    def _policy(self, project: str) -> Html:
+        own = self.assignments.own("project", project)
+        more = join(a("In detail", policy_path(project)), " · ",
+                    a("Rollouts", url(ROLLOUTS, project=project)))  # fmt: skip
+        return card("Who gets it when", policy_summary(own), tag("p", more))
 
     def _releases(self, call: Call, project: Project, counts: Mapping[str, int]) -> Html:
         entries = self._stock.entries(project.name, call.asked("after"), MAX_ROWS)
@@ -204,7 +215,7 @@ class ProjectPages:
         lines_of_notes = release.notes.strip().splitlines() or [""]
         return (
             join(a(called(release.version), release_path(project, str(release.version))), " ",
-                 badges(images, newest)),
+                 badges(images, newest, self.assignments.channel(release))),
             tag("span", ", ".join(dict.fromkeys(map(what_of, images)))),
             ", ".join(dict.fromkeys(size_of(each.release.size) for each in images)),
             a(f"{devices:,}", whose) if devices else "",

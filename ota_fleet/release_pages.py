@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ota_fleet import lines
 from ota_fleet.accounts import allow
 from ota_fleet.api import is_text
+from ota_fleet.assignment_operations import AssignmentOperations
 from ota_fleet.html import (
     Html,
     Sheet,
@@ -34,6 +35,7 @@ from ota_fleet.html import (
     join,
     note,
     page,
+    suggestions,
     table,
     tag,
     url,
@@ -41,12 +43,16 @@ from ota_fleet.html import (
 )
 from ota_fleet.image import described
 from ota_fleet.operations import Operations
+from ota_fleet.outcomes import ROLLOUTS, short_standing, state_badge, whole
 from ota_fleet.pages import Call, Page, See, act_of, asked, may, typed
+from ota_fleet.policy import channel_of
 from ota_fleet.projects import needing, offered
+from ota_fleet.rollout import PAUSED, RUNNING
+from ota_fleet.rollouts import Rollouts
 from ota_fleet.rows import MAX_LONG, Project, Stocked
 from ota_fleet.stock import Stock
 from ota_fleet.upload_pages import inside
-from ota_server import UNVERSIONED, Refused, Reply, Version, base_url, image_reply, shown
+from ota_server import UNVERSIONED, Refused, Release, Reply, Version, base_url, image_reply, shown
 
 PROJECTS = "/admin/projects"
 PROJECT = PROJECTS + "/{project}"
@@ -59,6 +65,8 @@ class ReleasePages:
     """The pages, and what they work on."""
 
     operations: Operations
+    assignments: AssignmentOperations
+    rollouts: Rollouts
 
     def table(self) -> tuple[Page, ...]:
         """Their rows."""
@@ -75,7 +83,7 @@ class ReleasePages:
         """GET a version."""
         project, version, images = self._version(call)
         newest, _ = offered(self._stock, project)
-        state = badges(images, newest)
+        state = badges(images, newest, self.assignments.assignments.channel(images[0].release))
         back = tag("p", a(project, url(PROJECTS, project)), " ", state)
         now, here = self.operations.now(), release_path(project, str(version))
         changes = may(call.actor, "publisher")
@@ -85,6 +93,7 @@ class ReleasePages:
             *(note("Withdrawn: ", each, kind="bad") for each in _reasons(images)),
             cards(_image(call, project, each, now) for each in images),
             self._notes(call, images, here),
+            self._way(call, project, images[0].release),
             self._needs(call, project, version),
             self._ends(call, images, here) if changes else None,
         )  # fmt: skip
@@ -111,6 +120,41 @@ class ReleasePages:
             button("Save the notes", name="do", value="notes"),
         )  # fmt: skip
         return card("Notes", editor)
+
+    def _way(self, call: Call, project: str, release: Release) -> Html:
+        """How it goes out: its rollout, its channel."""
+        known, version = self.assignments.assignments, release.version.text
+        rollout = tag("div", self._rollout(call, project, version), id="rollout", data_live=10)
+        channel, usual = known.channel(release), channel_of(release.version, "")
+        if not may(call.actor, "publisher"):
+            return card("How it goes out", rollout, tag("p", f"On the channel {channel}."))
+        given = "" if channel == usual else channel
+        body = form(
+            release_path(project, version), call.actor.csrf,
+            field("Channel", "channel", call.given("channel", given), list="channels",
+                  maxlength=64, spellcheck="false", placeholder=usual,
+                  hint=f"Empty: {usual}, as its number says."),
+            button("Save", name="do", value="channel"),
+            suggestions("channels", known.channels()),
+        )  # fmt: skip
+        return card("How it goes out", rollout, body)
+
+    def _rollout(self, call: Call, project: str, version: str) -> Html:
+        """Its rollout, and a way to begin one, where that can be."""
+        current = self.rollouts.current(project, version)
+        found = self.rollouts.with_results([current[0]]) if current else []
+        shown_ = [
+            tag("div", a("Its rollout", url(ROLLOUTS, str(rollout.id))), " ", state_badge(rollout),
+                short_standing(whole(results), version))
+            for rollout, results in found
+        ]  # fmt: skip
+        busy = any(each.state in {RUNNING, PAUSED} and not each.is_watched for each, _ in found)
+        begin = url(f"{ROLLOUTS}/new", project=project, version=version)
+        return join(
+            shown_ or tag("p", "Nobody was given it yet."),
+            tag("p", a("Begin a rollout", begin, class_="button"))
+            if may(call.actor, "publisher") and not busy else None,
+        )  # fmt: skip
 
     def _needs(self, call: Call, project: str, version: Version) -> Html:
         found = needing(self._stock, self.operations.ledger, project, version)
@@ -162,6 +206,10 @@ class ReleasePages:
                 raise Refused(422, "tick the box to say that you are sure")
             self.operations.delete_release(asked(call, names))
             return See(url(PROJECTS, project), f"{what} is deleted.")
+        if do == "channel":
+            channel = call.given("channel").strip()
+            self.assignments.put_channel(asked(call, names, {"channel": channel}))
+            return See(release_path(project, str(version)), "The channel is saved.")
         changes: Mapping[str, tuple[dict[str, object], str]] = {
             "notes": ({"notes": typed(call.given("notes"))}, "The notes are saved."),
             "withdraw": ({"withdrawn": True, "reason": call.given("reason")},
@@ -218,7 +266,7 @@ def _image(call: Call, project: str, stocked: Stocked, now: float) -> Html:
     return card(what_of(stocked), facts([*rows, *inside(about)]), tag("p", get), commands)
 
 
-def badges(images: Sequence[Stocked], newest: str) -> Html:
+def badges(images: Sequence[Stocked], newest: str, channel: str = "") -> Html:
     """What is special about a version; `newest` is the one that devices get."""
     version = images[0].release.version
     withdrawn = sum(each.withdrawn is not None for each in images)
@@ -227,6 +275,7 @@ def badges(images: Sequence[Stocked], newest: str) -> Html:
     found = (
         badge("newest", "good") if str(version) == newest else None,
         badge("pre-release") if early else None,
+        badge(channel) if channel not in {"", channel_of(version, "")} else None,
         badge(partly, "bad") if withdrawn else None,
         badge("damaged", "bad") if any(each.flaw for each in images) else None,
     )

@@ -194,6 +194,12 @@ def _is_for_all(rollout: Rollout) -> bool:
     return stage.percent == 100 and not (stage.count or stage.group)
 
 
+def lacking(rollout: Rollout, results: Results) -> int:
+    """How many more devices the open stage needs at least before it can be over."""
+    counts = results.get(rollout.stage, Counts())
+    return max(0, _wanted(rollout, rollout.stage, results) - counts.devices)
+
+
 def _excused(rollout: Rollout, number: int) -> int:
     return rollout.excused[number] if number < len(rollout.excused) else 0
 
@@ -235,6 +241,11 @@ def objection(rollout: Rollout, results: Results, asker: Asker) -> Objection | N
         where = f"{name} is at stage {rollout.stage + 1} of {len(rollout.plan.stages)}"
         return Objection("waiting-for-stage", f"{where}: {reason}", usual=True)
     return None
+
+
+def is_meant(rollout: Rollout, results: Results, asker: Asker) -> bool:
+    """Whether a device would come into the open stage, if it asked."""
+    return not (_off_target(rollout.plan, asker) or _waits(rollout, results, asker))
 
 
 def _off_target(plan: Plan, asker: Asker) -> str:
@@ -367,8 +378,8 @@ def missing(rollout: Rollout, results: Results, now: int) -> str:
         clock = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%d %H:%M UTC")
         found.append(f"it stays open until {clock}")
     if _is_doubtful(stage, counts, _excused(rollout, number)):
-        share = f"more than {stage.threshold} % would have failed"
-        found.append(f"without the {counts.open} of which nobody knows yet {share}")
+        also = f", with the {counts.open} of which nobody knows yet" * bool(counts.open)
+        found.append(f"no more than {stage.threshold} % may have failed{also}")
     return ", ".join(found)
 
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from ota_fleet import rollout as pure
 from ota_fleet.assignments import Assignments
+from ota_fleet.policy import STABLE
 from ota_fleet.registry import MAX_PAGE, Registry, normal_id
 from ota_fleet.rollout import (
     FINISHED,
@@ -39,7 +40,7 @@ from ota_fleet.rollout import (
     plan_of,
     plan_text,
 )
-from ota_fleet.rows import MAX_INTEGER, clean
+from ota_fleet.rows import MAX_INTEGER, clean, parsed
 from ota_server import Objection, Refused, Release, Report, Version, shown
 
 Notify = Callable[[Connection, str, Mapping[str, object]], None]
@@ -50,7 +51,12 @@ COUNTED = {"": "open", "proven": "proven", "returned": "returned", "broken": "br
 _FIELDS = """SELECT id, project, version, plan, state, stage, opened, reason, created, who, excused
 FROM rollout """
 _LATEST = _FIELDS + "WHERE project = ? AND version = ? ORDER BY id DESC LIMIT 1"
-_LISTED = _FIELDS + "WHERE id < ? AND (? = '' OR project = ?) ORDER BY id DESC LIMIT ?"
+_LISTED = (
+    _FIELDS
+    + """WHERE id < ? AND (? = '' OR project = ?) AND (? = 1 OR plan <> ?
+    OR state IN ('halted', 'paused'))
+ORDER BY id DESC LIMIT ?"""
+)
 _ADD = """INSERT INTO rollout (project, version, plan, state, stage, opened, reason, created, who,
     excused)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
@@ -68,6 +74,11 @@ _JOIN = "INSERT INTO member (rollout, device, stage, standing) VALUES (?, ?, ?, 
 _STAND = "UPDATE member SET standing = ? WHERE rollout = ? AND device = ?"
 _COUNT = """INSERT INTO result (rollout, stage, standing, devices) VALUES (?, ?, ?, ?)
 ON CONFLICT (rollout, stage, standing) DO UPDATE SET devices = result.devices + excluded.devices"""
+_FAILED = """SELECT device, stage, standing FROM member
+WHERE rollout = ? AND standing IN ('returned', 'broken', 'silent') ORDER BY stage, device LIMIT ?"""
+_OTHERS = """SELECT id, version FROM device
+WHERE project IN (SELECT ? UNION ALL SELECT name FROM alias WHERE project = ?) AND NOT EXISTS (
+    SELECT 1 FROM member WHERE member.rollout = ? AND member.device = device.id)"""
 _PACE = "SELECT COUNT(*), MIN(granted) FROM attempt WHERE rollout = ? AND granted > ?"
 _BUSY = "SELECT COUNT(*) FROM attempt WHERE rollout = ? AND outcome = '' AND busy > ?"
 _STATES = "SELECT state, COUNT(*) FROM rollout GROUP BY state"
@@ -319,13 +330,54 @@ class Rollouts:
         return (view.rollout, view.results) if view else None
 
     def listed(
-        self, project: str = "", before: int = MAX_INTEGER, limit: int = 100
+        self,
+        project: str = "",
+        before: int = MAX_INTEGER,
+        limit: int = 100,
+        *,
+        watched: bool = True,
     ) -> list[Rollout]:
-        """A page of rollouts, the newest first, from below the id `before`; at most MAX_PAGE."""
+        """A page of rollouts, the newest first, from below the id `before`; at most MAX_PAGE.
+
+        `watched` False: but for those that are only looked after, as long as they do not halt.
+        """
         limit = max(1, min(limit, MAX_PAGE))
-        return [
-            _rollout(row) for row in self._registry.rows(_LISTED, before, project, project, limit)
-        ]
+        values = before, project, project, int(watched), plan_text(WATCHED), limit
+        return [_rollout(row) for row in self._registry.rows(_LISTED, *values)]
+
+    def under_way(self) -> list[Rollout]:
+        """Those that count and that somebody may want to look at, from memory; newest first."""
+        found = (view.rollout for view in self._views.values())
+        chosen = (
+            each
+            for each in found
+            if each.state in {PAUSED, HALTED} or (each.state == RUNNING and not each.is_watched)
+        )
+        return sorted(chosen, key=lambda each: each.id, reverse=True)
+
+    def failed(self, number: int, limit: int = 100) -> list[tuple[str, int, str]]:
+        """Devices that did not get to run it: device, stage, and what it came to instead."""
+        return self._registry.rows(_FAILED, number, limit)
+
+    def newcomers(self, rollout: Rollout, results: Results, channel: str, enough: int) -> int:
+        """How many known devices would come into the open stage if they asked; at most `enough`.
+
+        `channel` is that of the release.
+        """
+        version, found = Version.parse(rollout.version), 0
+        names = rollout.project, rollout.project, rollout.id
+        for device, runs in self._registry.rows(_OTHERS, *names):
+            policy, running = self._assignments.policy(device, rollout.project), parsed(runs)
+            is_older = running is None or running < version
+            if not is_older or policy.pin or policy.hold == "yes":
+                continue
+            group, labels = self._assignments.group(device), self._assignments.labels(device)
+            asker = Asker(device, running, group, labels)
+            if channel in {STABLE, policy.channel} and pure.is_meant(rollout, results, asker):
+                found += 1
+                if found >= enough:
+                    break
+        return found
 
     def members(
         self, number: int, stage: int = -1, after: str = "", limit: int = 100

@@ -89,6 +89,7 @@ class Search(NamedTuple):
     state: str = ""  # as in the registry's STATES
     since: int = 0  # last seen, UTC seconds
     until: int = MAX_INTEGER  # UTC seconds; from then on it is too late
+    group: str = ""
 
     def place(self, device: Device) -> tuple[str | int, ...]:
         """Where a device stands in the list: what comes behind it is the next page."""
@@ -99,8 +100,8 @@ class Search(NamedTuple):
         """All but project, state and order, as the registry's statement takes them."""
         label = "\n" + json.dumps(clean(self.label), ensure_ascii=False) if self.label else ""
         text = escaped(normal_id(self.text))
-        chip, version = clean(self.chip), clean(self.version)
-        words = chip, chip, version, version, label, label, f"%{text}%", f"%{text}%"
+        chip, version, group = clean(self.chip), clean(self.version), clean(self.group)
+        words = chip, chip, version, version, group, group, label, label, f"%{text}%", f"%{text}%"
         return self.since, self.until, *words
 
 

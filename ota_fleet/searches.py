@@ -17,6 +17,7 @@ DEVICES = _SAID + ADMITTED + ", offered, offers, channel, team, interval FROM de
 # fields apart. lower() is for ASCII in SQLite, for all letters in PostgreSQL. The + keeps away an
 # index that would take the place of the order's.
 FOUND = """+last_seen >= ? AND +last_seen < ? AND (? = '' OR chip = ?) AND (? = '' OR version = ?)
+    AND (? = '' OR team = ?)
     AND (? = '' OR replace(labels, ?, '') <> labels) AND (? = '%%' OR lower(id || '\t'
     || replace(id, ':', '') || '\t' || project || '\t' || chip || '\t' || version || '\t'
     || address || '\t' || notes || '\t' || labels) LIKE lower(?) ESCAPE '!')"""

@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from ctypes.util import find_library
 from dataclasses import dataclass, field
@@ -24,11 +24,13 @@ from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-unt
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
 from ota_fleet.accounts import Accounts
+from ota_fleet.attempts import USUAL_PATIENCE
 from ota_fleet.html import url
 from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Registry, Sighting
+from ota_fleet.rollout import Plan, Stage, plan_text
 from tests.conftest import put, wait_until
-from tests.core.wire import PATIENCE, Script
+from tests.core.wire import PATIENCE, Script, Stand
 from tests.data.make_images import esp32_image, esp8266_image
 from tests.devices import Esp32, Esp8266
 from tests.fleet import test_pages
@@ -36,6 +38,7 @@ from tests.fleet.test_device_pages import NOW, mac, sighting
 from tests.fleet.test_fleet import fleet
 from tests.fleet.test_pages import MAC, PASSWORD, PEOPLE, XSS
 from tests.fleet.test_release_pages import BOUNDARY, form_of
+from tests.fleet.test_rollout_pages import NEWEST, ONE, RELEASE, Town, built, looping
 
 furnished = test_pages.furnished
 
@@ -79,7 +82,7 @@ def chromium() -> Iterator[Browser]:
 class Home(NamedTuple):
     """A server with a fleet, and what opens it."""
 
-    script: Script
+    script: Script | Stand
     cookies: Mapping[str, str]  # of sessions, by role
     token: str  # of an administrator
 
@@ -145,9 +148,15 @@ class Stay(HTTPRedirectHandler):
 
 @contextmanager
 def living(
-    folder: Path, furnished: tuple[Path, dict[str, str]], sightings: Iterable[Sighting] = ()
+    folder: Path,
+    furnished: tuple[Path, dict[str, str]],
+    sightings: Iterable[Sighting] = (),
+    more: Callable[[Registry], None] = Registry.flush,
 ) -> Iterator[Home]:
-    """The real script over a folder and a copy of what is furnished, and some more devices."""
+    """The real script over a folder and a copy of what is furnished, and some more devices.
+
+    `more` writes what else the registry is to hold.
+    """
     state = folder.parent / "state"
     state.mkdir()
     shutil.copy(furnished[0], state)
@@ -155,6 +164,8 @@ def living(
         _, token = Accounts(Ledger(registry), secure=False).mint("t", "admin", "", who="test")
         for each in sightings:
             registry.seen(each)
+        registry.flush()
+        more(registry)
     with fleet(folder) as script:
         script.wait_for("/firmware", "x-ESP8266-version: 1.0.0")
         yield Home(script, furnished[1], token)
@@ -183,6 +194,11 @@ def home(
                        image=esp8266_image("firmware", "1.0.0"))  # fmt: skip
         assert plug.update() == "HTTP_UPDATE_OK"
         home.knows(bulb.mac, plug.mac)
+        stages = [{"count": 1}, {"percent": 10, "group": "attic"}, {}]
+        home.call("POST", "projects/lamp/rollouts", {"version": "1.1.0", "stages": stages})
+        home.call("POST", "webhooks", {"url": "http://127.0.0.1:1/hook?key=abc"})
+        home.call("PUT", "groups/attic", {"window": "Mon-Fri 22:00-05:00 Europe/Berlin"})
+        home.call("PATCH", url("devices", bulb.mac), {"group": "attic"})
         yield home
 
 
@@ -429,7 +445,7 @@ def test_viewer_has_no_form_and_cannot_write(home: Home, windows: Windows) -> No
     for path in PATHS:
         reply = page.goto(path)
         assert reply
-        if path == "/admin/upload" or path in ADMINS:
+        if path in {"/admin/upload", "/admin/rollouts/new", *ADMINS}:
             assert reply.status == 403, path
         elif path not in NOBODYS and path != "/admin/account":
             forms = page.locator("form[method=post]").evaluate_all(
@@ -472,6 +488,111 @@ def test_part_that_says_nothing_new_is_left_alone(home: Home, windows: Windows) 
     assert row.evaluate("row => row.mark") == 1
 
 
+@contextmanager
+def town_of(
+    folder: Path, furnished: tuple[Path, dict[str, str]], windows: Windows
+) -> Iterator[tuple[Town, Page]]:
+    """A server whose time is the test's, and somebody at a window whose time is that, too."""
+    with built(folder, furnished) as town:
+        page = windows.open(Home(town.stand, furnished[1], ""), "publisher")
+        page.clock.install()
+        yield town, page
+
+
+def choose_own_stages(page: Page) -> None:
+    """Shows where stages are filled in."""
+    page.get_by_label("Stages").first.select_option("As filled in below")
+    page.get_by_text("Stages of its own").click()
+
+
+def later(page: Page) -> None:
+    """Lets a page look again at what is live."""
+    page.clock.run_for(11_000)
+
+
+def test_rollout_is_begun_and_its_bars_move(
+    folder: Path, furnished: tuple[Path, dict[str, str]], windows: Windows
+) -> None:
+    with town_of(folder, furnished, windows) as (town, page):
+        page.goto(RELEASE)
+        page.get_by_role("link", name="Begin a rollout").click()
+        choose_own_stages(page)
+        for label, text in (("Percent", "100"), ("Devices at most", "4"), ("Proven", "3"),
+                            ("Open for", ""), ("Failures, %", "70")):  # fmt: skip
+            page.get_by_label(f"{label}, stage 2").fill(text)
+        press(page, "Begin the rollout")
+        said(page, f"The rollout of firmware {NEWEST} begins")
+        first, second = (page.locator("#stages .stages > li").nth(n) for n in range(2))
+        devices = [town.device(number) for number in range(4)]
+        assert [town.update(each) for each in devices[:2]] == [True, False]
+        later(page)
+        expect(first).to_contain_text("open 1")
+        town.update(devices[0])
+        later(page)
+        expect(first).to_contain_text("proven 1")
+        expect(second.get_by_role("heading")).to_contain_text("open")
+        town.fall_back(devices[1])
+        assert [town.update(each) for each in devices[1:]] == [True] * 3
+        town.update(devices[2])
+        later(page)
+        expect(second.locator(".keys")).to_have_text(bars_of(proven=1, returned=1, open=1))
+        town.clock.at += 2 * USUAL_PATIENCE
+        town.update(devices[0])
+        later(page)
+        expect(second.locator(".keys")).to_have_text(bars_of(proven=1, silent=2))
+        expect(page.locator("#failed")).to_contain_text(devices[3].mac)
+
+
+def bars_of(**standings: int) -> re.Pattern[str]:
+    """What stands below a bar."""
+    names = {"proven": "proven", "returned": "returned", "broken": "broken off", "silent": "silent",
+             "open": "open"}  # fmt: skip
+    words = (f"{text} {standings.get(name, 0)}" for name, text in names.items())
+    return re.compile(r"\s*".join(words))
+
+
+def test_halt_keeps_a_rollout_from_the_next_device(
+    folder: Path, furnished: tuple[Path, dict[str, str]], windows: Windows
+) -> None:
+    with town_of(folder, furnished, windows) as (town, page):
+        town.begin(Stage(count=1), Stage())
+        page.goto(ONE)
+        assert town.update(town.device(1))
+        town.update(town.device(1, NEWEST))
+        press(page, "Halt")
+        said(page, "is halted: nobody else gets it")
+        expect(page.get_by_role("button", name="Halt")).to_have_count(0)
+        assert not town.update(town.device(2))
+        press(page, "Go on")
+        said(page, "goes on")
+        assert town.update(town.device(2))
+        press(page, "Abort")  # a reason is needed, says the browser
+        page.get_by_label("Why").fill("It flickers")
+        press(page, "Abort")
+        said(page, "is aborted")
+        expect(page.get_by_role("main")).to_contain_text("Aborted: It flickers")
+        assert not town.update(town.device(3))
+
+
+def test_device_that_loops_is_let_try_again(
+    folder: Path, furnished: tuple[Path, dict[str, str]], windows: Windows
+) -> None:
+    with town_of(folder, furnished, windows) as (town, page):
+        device = looping(town)
+        page.goto("/admin")
+        page.locator("#looping").get_by_role("link", name=device.mac).click()
+        expect(page.locator("#attempts")).to_contain_text("it does not get it any more")
+        expect(page.locator("#attempts").get_by_text("returned")).to_have_count(3)
+        press(page, "Let it try again")
+        said(page, "It may try again")
+        assert town.update(device)
+        later(page)
+        expect(page.locator("#attempts tbody tr").first).to_contain_text("open")
+        town.update(device)
+        later(page)
+        expect(page.locator("#attempts tbody tr").first).to_contain_text("proven")
+
+
 # -- 2. Other ways to use it -----------------------------------------------------------------------
 
 
@@ -496,6 +617,19 @@ def test_everything_works_without_a_script(folder: Path, windows: Windows, tmp_p
         said(page, "The project lamp is made")
         press(page, "Publish")
         said(page, "lamp 1.0.0 is published")
+        page.get_by_role("link", name="Begin a rollout").click()
+        choose_own_stages(page)
+        page.get_by_label("Percent, stage 2").fill("25")
+        page.get_by_label("Open for, stage 2").fill("soon")
+        press(page, "Begin the rollout")
+        expect(page.get_by_role("alert")).to_contain_text("'soon' is no time")
+        page.get_by_label("Open for, stage 2").fill("2 h")
+        press(page, "Begin the rollout")
+        said(page, "The rollout of lamp 1.0.0 begins")
+        expect(page.get_by_role("main")).to_contain_text("2. 25 % of the devices")
+        press(page, "Halt")
+        said(page, "is halted")
+        page.goto("/admin/projects/lamp/releases/1.0.0")
         fill(page, ("Why", "no good"))
         press(page, "Withdraw")
         said(page, "is withdrawn")
@@ -562,8 +696,9 @@ def test_keyboard_is_enough(home: Home, windows: Windows, tmp_path: Path) -> Non
 
 
 NOBODYS = "/admin/sign-in", "/admin/nowhere"
-ADMINS = "/admin/accounts", "/admin/tokens"
+ADMINS = "/admin/accounts", "/admin/tokens", "/admin/webhooks"
 LAMP = "/admin/projects/lamp"
+ROLLOUT = "/admin/rollouts/2"  # the first one began by itself
 PATHS = [
     *NOBODYS,
     *ADMINS,
@@ -575,6 +710,12 @@ PATHS = [
     "/admin/projects",
     LAMP,
     f"{LAMP}/releases/1.1.0",
+    f"{LAMP}/policy",
+    "/admin/groups",
+    "/admin/groups/attic",
+    "/admin/rollouts",
+    "/admin/rollouts/new",
+    ROLLOUT,
     "/admin/upload",
     "/admin/activity",
 ]
@@ -700,6 +841,9 @@ def write_everywhere(home: Home, mac: str, number: int, text: str) -> None:
     home.call("POST", "accounts", {"email": f"<img/src=x/onerror=alert({number})>@example.org",
                                    "password": PASSWORD, "role": "viewer"})  # fmt: skip
     home.draft(f"{text}.bin", esp32_image("lamp", f"2.{number}.0"))
+    plan = {"version": "1.0.0", "stages": [{}], "label": text}
+    begun = home.call("POST", "projects/lamp/rollouts", plan)["id"]
+    home.call("POST", f"rollouts/{begun}/control", {"do": "abort", "reason": text})
 
 
 def everywhere(home: Home, macs: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -718,6 +862,9 @@ def everywhere(home: Home, macs: list[str]) -> Iterator[tuple[str, tuple[str, ..
     yield "/admin/accounts", ("<img/src=x/onerror=alert(1)>@example.org",)
     yield "/admin/tokens", XSS
     yield "/admin/activity", (*macs, *XSS)
+    yield "/admin/rollouts", ()
+    for number, text in enumerate(XSS, 1):
+        yield f"/admin/rollouts/{number}", (text,)
 
 
 def assert_text(page: Page, *texts: str) -> None:
@@ -782,6 +929,36 @@ def test_page_in_a_frame_of_another_server_stays_empty(
 # -- 4. How long it takes --------------------------------------------------------------------------
 
 
+def rolled_out(registry: Registry) -> None:
+    """A rollout that has nearly all of a fleet in it, of which some failed and some loop."""
+    plan = plan_text(Plan((Stage(count=1), Stage(percent=10, proven=9_999), Stage())))
+    standings = "proven", "returned", "silent", ""
+    with registry.writing() as connection:
+        connection.execute(
+            "INSERT INTO rollout (project, version, plan, state, stage, opened, reason, created, "
+            "who, excused) VALUES ('firmware', '1.99.0', ?, 'running', 1, ?, '', ?, 'ada', '[]')",
+            (plan, NOW, NOW),
+        )
+        connection.executemany(
+            "INSERT INTO member VALUES (1, ?, ?, ?)",
+            [(mac(number), number % 2, standings[number % 4]) for number in range(5_000)],
+        )
+        connection.executemany(
+            "INSERT INTO result VALUES (1, ?, ?, 625)",
+            [(stage, each) for stage in range(2) for each in standings],
+        )
+        connection.executemany(
+            "INSERT INTO attempt (device, lane, project, version, sha256, size, digests, rollout, "
+            "before, before_digest, granted, deadline, outcome) VALUES (?, 'sketch', 'firmware', "
+            "'1.99.0', 'a', 9, '[]', 1, '1.0.0', '', ?, ?, ?)",
+            [(mac(number % 9_999), NOW, NOW, standings[number % 3]) for number in range(100_000)],
+        )
+        connection.executemany(
+            "INSERT INTO loop VALUES (?, 'a', 'firmware', '1.99.0', ?)",
+            [(mac(number), NOW) for number in range(500)],
+        )
+
+
 def test_pages_of_a_large_fleet_come_at_once(
     shelf: Path, furnished: tuple[Path, dict[str, str]]
 ) -> None:
@@ -792,13 +969,13 @@ def test_pages_of_a_large_fleet_come_at_once(
                  project=f"p{number % 9}" if number % 2 else "firmware")
         for number in range(9_999)
     )  # fmt: skip
-    with living(shelf, furnished, crowd) as home:
+    with living(shelf, furnished, crowd, rolled_out) as home:
         cookie = {"Cookie": f"ota={home.cookies['viewer']}"}
         assert b"10,000 devices" in home.ask("GET", "/admin/devices", None, cookie)
         pages = ["/admin/projects/firmware", "/admin/projects/firmware/releases/1.98.0"]
         slow = {
             path: took
-            for path in (*PATHS[2:], *pages)
-            if LAMP not in path and (took := home.seconds(path)) > 0.3
+            for path in (*PATHS[2:], *pages, ONE)
+            if LAMP not in path and path != ROLLOUT and (took := home.seconds(path)) > 0.3
         }
     assert slow == {}

@@ -268,9 +268,10 @@ def rows_of(site: Site) -> list[tuple[re.Pattern[str], Page]]:
 
 
 def state_of(site: Site) -> str:
-    """Everything that is remembered, but for check-ins."""
+    """Everything that is remembered, but for check-ins, and which releases were told of."""
     with closing(sqlite3.connect(Path(site.config.state) / "fleet.db")) as database:
-        return "\n".join(line for line in database.iterdump())
+        own = (line for line in database.iterdump() if "announced" not in line)
+        return "\n".join(own)
 
 
 # -- 1. Every page ---------------------------------------------------------------------------------
@@ -290,8 +291,15 @@ OTHERS = [  # which have tests of their own
     ("/admin/devices/{device}", "viewer", "publisher"),
     ("/admin/projects", "viewer", "publisher"),
     ("/admin/projects/{project}", "viewer", "publisher"),
+    ("/admin/projects/{project}/policy", "viewer", "publisher"),
     ("/admin/projects/{project}/releases/{version}", "viewer", "publisher"),
     ("/admin/projects/{project}/releases/{version}/{name}", "viewer", ""),
+    ("/admin/groups", "viewer", "publisher"),
+    ("/admin/groups/{group}", "viewer", "publisher"),
+    ("/admin/rollouts", "viewer", ""),
+    ("/admin/rollouts/new", "publisher", "publisher"),
+    ("/admin/rollouts/{rollout}", "viewer", "publisher"),
+    ("/admin/webhooks", "admin", "admin"),
     ("/admin/upload", "publisher", "publisher"),
     ("/admin/admissions", "viewer", "publisher"),
     ("/admin/activity", "viewer", ""),

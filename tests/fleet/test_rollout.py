@@ -38,6 +38,8 @@ from ota_fleet.rollout import (
     Stage,
     advance,
     control,
+    is_meant,
+    lacking,
     objection,
     plan_of,
     plan_text,
@@ -195,6 +197,24 @@ def test_larger_share_only_adds_devices(asker: Asker, one: int, other: int) -> N
     less, more = (single(Stage(percent=percent)) for percent in sorted((one, other)))
     if objection(less, {}, asker) is None:
         assert objection(more, {}, asker) is None
+
+
+@given(ROLLOUTS, RESULTS, ASKERS)
+def test_who_is_meant_gets_it_and_who_is_not_does_not(
+    rollout: Rollout, results: Results, asker: Asker
+) -> None:
+    rollout, asker = replace(rollout, state=RUNNING), asker._replace(is_member=False)
+    assert is_meant(rollout, results, asker) == (objection(rollout, results, asker) is None)
+
+
+@given(ROLLOUTS, RESULTS, TIMES)
+def test_stage_that_lacks_devices_does_not_end(
+    rollout: Rollout, results: Results, now: int
+) -> None:
+    rollout = replace(rollout, state=RUNNING, plan=replace(rollout.plan, urgent=False))
+    if lacking(rollout, results):
+        after = advance(rollout, results, now)
+        assert (after.stage, after.state == FINISHED) == (rollout.stage, False)
 
 
 @given(ROLLOUTS, RESULTS, ASKERS)
