@@ -27,6 +27,7 @@ from ota_fleet.html import url
 from ota_fleet.ledger import Ledger
 from ota_fleet.registry import Registry
 from ota_server import ESP32_FAMILY, Event, parse_head
+from tests.conftest import wait_until
 from tests.core.wire import request
 from tests.data.make_images import esp32_image, esp8266_image
 from tests.devices import Device, Esp32, Esp8266
@@ -153,6 +154,26 @@ def furnish(home: Home) -> None:
     updated.update()
     updated.update()
     home.knows(updated.mac)
+    roll_out(home, FLEET[2], "1.1.0")
+
+
+def roll_out(home: Home, kind: Kind, version: str) -> None:
+    """A release that most devices start, but not all."""
+    home.call("PUT", f"projects/{kind.project}/releases/{version}", kind.image(version))
+    stages = [{"count": 1, "minimum": 1, "threshold": 0},
+              {"count": 14, "proven": 12, "wait": HOUR, "threshold": 25},
+              {"proven": 10, "wait": 7 * DAY}]  # fmt: skip
+    plan = {"version": version, "stages": stages, "pace": 20}
+    rollout = home.call("POST", f"projects/{kind.project}/rollouts", plan)["id"]
+    for number, runs in enumerate(kind.runs[:12]):
+        device = kind.device(home, number, runs)
+        assert device.update() == "HTTP_UPDATE_OK"
+        if number in {4, 9}:  # it starts the old image again
+            device.image = kind.image(runs)
+        if number != 11:
+            device.update()
+        if not number:
+            wait_until(lambda: home.call("GET", f"rollouts/{rollout}")["stage"] == 2)
 
 
 def take(page: Page, path: Path, tall: int) -> None:
@@ -176,8 +197,11 @@ def main(arguments: Sequence[str]) -> int:
             ("devices", 800, "/admin/devices?project=hall-lamp&sort=-last_seen"),
             ("device", 1010, url("/admin/devices", lamp.mac(5))),
             ("activity", 850, "/admin/activity"),
+            ("rollout", 1120, "/admin/rollouts?project=weather-station"),
         ):
             page.goto(path)
+            if name == "rollout":
+                page.get_by_role("link", name="weather-station 1.1.0").click()
             take(page, directory / f"{name}.png", tall)
         file = Path(stack.enter_context(tempfile.TemporaryDirectory()), "hall-lamp.ino.bin")
         file.write_bytes(lamp.image("2.3.0"))
