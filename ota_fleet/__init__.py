@@ -333,7 +333,7 @@ def with_stock(site: Site, stock: Stock, known: Known) -> Site:
         catalog=stock,
         rules=(
             *(others.get(rule, rule) for rule in site.rules),
-            withdrawn(stock.is_withdrawn),
+            withdrawn(stock.why_withdrawn),
             fits_partition(stock.partition_size),
             not_whitelisted(admit),
             not_held(policy),

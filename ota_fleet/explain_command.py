@@ -79,7 +79,7 @@ def ask(options: Options) -> dict[str, Any]:
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """What a person reads of an explanation."""
     runs = f"runs {found['running']}" if found["running"] else "does not say what it runs"
-    known = "" if found["known"] else ", is not known"
+    known = "" if found["known"] else " (not known)"
     yield f"{found['project']} {found['version']} ({found['name']})"
     yield f"{found['device']}{known}, {runs}"
     yield ""

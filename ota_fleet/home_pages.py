@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
+from ota_fleet import lines
 from ota_fleet.grants import Grants
 from ota_fleet.history import DAY, HOUR, Count, History, Share, Trouble
 from ota_fleet.html import (
@@ -36,7 +37,7 @@ from ota_fleet.html import (
 )
 from ota_fleet.outcomes import ROLLOUTS, rollout_row
 from ota_fleet.pages import HOME, Call, Page, may
-from ota_fleet.projects import offered
+from ota_fleet.projects import chips_of, offered
 from ota_fleet.registry import Registry, Search
 from ota_fleet.rollouts import Rollouts
 from ota_fleet.stock import Stock
@@ -77,7 +78,7 @@ class HomePages:
                  data_live=10),
             self._rollouts(),
             self._troubles(now),
-            None if by_project else _first_steps(call),
+            None if by_project else self._first_steps(call, names[0] if names else "firmware"),
             cards(self._project(name, by_project.get(name, ()), now, number < MAX_CHARTS)
                   for number, name in enumerate(names[:MAX_CARDS])),
             tag("p", a(f"All {len(names):,} projects", "/admin/projects"))
@@ -134,6 +135,19 @@ class HomePages:
                      failing, "failing", now),
             _trouble("Silent", "Not seen for more than a day.", silent, "silent", now),
         )  # fmt: skip
+
+    def _first_steps(self, call: Call, project: str) -> Html:
+        """What to do while no device has come yet."""
+        newest, _ = offered(self.stock, project)
+        found = lines.of_sketches(base_url(call.request), project, newest or "1.0.0",
+                                  chips_of(self.stock, project))  # fmt: skip
+        upload = a("Upload a firmware", "/admin/upload") if may(call.actor, "publisher") else None
+        return card(
+            "No device has asked yet",
+            tag("p", "A sketch asks with lines like these, for the project ", code(project), ":"),
+            *(join(tag("h3", each.title), copied(each.text, each.title)) for each in found),
+            tag("p", upload),
+        )
 
     def _project(self, name: str, counts: Sequence[Count], now: int, drawn: bool) -> Html:
         newest, why = offered(self.stock, name)
@@ -202,19 +216,6 @@ def _trouble(title: str, why: str, found: Sequence[Trouble], state: str, now: in
 
 def _offer(newest: str, why: str) -> Html:
     return tag("p", "Newest release ", tag("b", newest)) if newest else note(why, kind="warn")
-
-
-def _first_steps(call: Call) -> Html:
-    """What to do while no device has come yet."""
-    line = f'httpUpdate.update(client, "{base_url(call.request)}/firmware", FIRMWARE_VERSION);'
-    upload = a("Upload a firmware", "/admin/upload") if may(call.actor, "publisher") else None
-    return card(
-        "No device has asked yet",
-        tag("p", "A sketch asks with a line like this one, for the project ", code("firmware"),
-            " (ESP8266: ", code("ESPhttpUpdate"), "):"),
-        copied(line, "the line"),
-        tag("p", upload),
-    )  # fmt: skip
 
 
 # -- Versions --------------------------------------------------------------------------------------

@@ -73,7 +73,8 @@ class HookPages:
             field("Secret", "secret", call.given("secret"), maxlength=MAX_SECRET,
                   autocomplete="off", spellcheck="false",
                   hint=f"Of signatures, {MIN_SECRET} characters or more; empty: one is made."),
-            tag("fieldset", tag("legend", "Told when"), *events, tag("small", "None: of all.")),
+            tag("fieldset", tag("legend", "Told when"), *events,
+                tag("small", "No tick: all events.")),
             button("Make it", "main", name="do", value="add"),
         )  # fmt: skip
         words = "A URL is told of what happens by a signed POST, again until it answers 2xx."

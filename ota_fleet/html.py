@@ -192,9 +192,10 @@ def figures(rows: Iterable[tuple[object, object]]) -> Html:
     return tag("dl", pairs, class_="figures")
 
 
-def note(*body: object, kind: str = "") -> Html:
+def note(*body: object, kind: str = "", **attributes: object) -> Html:
     """A sentence that stands out; `kind` as of badge()."""
-    return tag("p", *body, class_=f"note {kind}".strip())
+    quoted = join(*body).startswith((e("'"), e('"'))) or None  # a name keeps its small letter
+    return tag("p", *body, class_=f"note {kind}".strip(), data_quoted=quoted, **attributes)
 
 
 def details(summary: object, *body: object, **attributes: object) -> Html:
@@ -476,7 +477,7 @@ def framed(sheet: Sheet, frame: Frame, status: int = 200, *headers: tuple[str, s
 
 
 def _message(text: str, role: str, kind: str) -> Html | None:
-    return tag("p", text, role=role, class_=f"note {kind}") if text else None
+    return note(text, kind=kind, role=role) if text else None
 
 
 def _banner(frame: Frame) -> Html:

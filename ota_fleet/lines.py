@@ -5,6 +5,7 @@ What is foreign stands in URLs only, where it is quoted: a project's name can ho
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -67,6 +68,14 @@ def of_sketch(base: str, project: str, version: str, *, small: bool) -> Lines:
         header=header, library=library, client=client, url=_url(base, project), version=version
     )
     return Lines(f"Arduino, {'ESP8266' if small else 'ESP32'}", text)
+
+
+def of_sketches(base: str, project: str, version: str, chips: Collection[str]) -> Iterator[Lines]:
+    """For Arduino on these chips; none: nobody knows yet which."""
+    for small in (True, False):
+        others = {*chips} - {"esp8266"} if not small else {*chips} & {"esp8266"}
+        if others or not chips:
+            yield of_sketch(base, project, version, small=small)
 
 
 def of_project(base: str, project: str, version: str) -> dict[str, list[Lines]]:

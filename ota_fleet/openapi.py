@@ -76,7 +76,8 @@ def check(schema: Schema, value: object, name: str) -> None:
     if not isinstance(value, shape) or (isinstance(value, bool) and shape is int):
         _wrong(name, f"is to be {called}")
     if "enum" in schema and value not in schema["enum"]:
-        _wrong(name, f"is to be one of {', '.join(schema['enum'])}")
+        words = ", ".join(each or '""' for each in schema["enum"])
+        _wrong(name, f"is to be one of {words}")
     if isinstance(value, str):
         _check_text(schema, value, name)
     elif isinstance(value, list):

@@ -42,7 +42,7 @@ MAY = {
     "viewer": "sees everything",
     "publisher": "also changes devices, projects and releases",
     "admin": "also manages accounts and tokens",
-    DEVICE: "reads images, and its own of the two-step protocol",
+    DEVICE: "reads images, and the FUOTA files of its device",
 }
 _PASSWORD = {"type": "password", "required": True}
 _NEW = {**_PASSWORD, "autocomplete": "new-password", "minlength": MIN_PASSWORD}

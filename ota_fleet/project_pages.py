@@ -49,7 +49,7 @@ from ota_fleet.operations import Operations
 from ota_fleet.outcomes import ROLLOUTS
 from ota_fleet.pages import Call, Page, See, act_of, asked, may
 from ota_fleet.project_policy_pages import policy_path, policy_summary
-from ota_fleet.projects import offered, rename
+from ota_fleet.projects import chips_of, offered, rename
 from ota_fleet.release_pages import (
     PROJECT,
     PROJECTS,
@@ -226,8 +226,7 @@ class ProjectPages:
     def _seeds(self, project: Project) -> tuple[str, set[str]]:
         """A version that a sketch may say it is, and the chips that are meant."""
         newest, _ = offered(self._stock, project.name)
-        images = self._images(project.name)
-        return newest or "1.0.0", {*project.chips, *(each.release.facts.chip for each in images)}
+        return newest or "1.0.0", chips_of(self._stock, project.name)
 
     def _name_and_end(self, call: Call, project: Project, devices: int) -> Html:
         here, csrf = url(PROJECTS, project.name), call.actor.csrf
@@ -298,12 +297,10 @@ class ProjectPages:
 def _lines_card(call: Call, project: str, version: str, chips: set[str]) -> Html:
     """What to paste into a sketch, a configuration or a shell."""
     base = base_url(call.request)
-    small = [lines.of_sketch(base, project, version, small=True)] * ("esp8266" in chips)
-    large = [lines.of_sketch(base, project, version, small=False)] * (chips != {"esp8266"})
     groups = lines.of_project(base, project, version)
     return card(
         "Lines to copy",
-        *(copied_lines(each) for each in (*small, *large)),
+        *map(copied_lines, lines.of_sketches(base, project, version, chips)),
         *(details(heading, *map(copied_lines, found)) for heading, found in groups.items()),
     )
 

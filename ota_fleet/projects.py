@@ -71,6 +71,16 @@ def offered(stock: Stock, project: str) -> tuple[str, str]:
     return "", "every release is withdrawn, or a pre-release"
 
 
+def chips_of(stock: Stock, project: str) -> set[str]:
+    """The chips that a project is for, and those of its images, as far as they are known."""
+    found = stock.project(project)
+    try:
+        chips = {each.release.facts.chip for each in stock.images(project)}
+    except Refused:  # the folder's cannot be known just now
+        chips = set()
+    return {*(found.chips if found else ()), *chips} - {""}
+
+
 def needing(stock: Stock, ledger: Ledger, project: str, version: Version) -> list[Need]:
     """The devices of a project that run a version, as they say, or are to run it; by id."""
     found = stock.project(project)

@@ -158,7 +158,7 @@ def _failure(rollout: Rollout, results: Results) -> str:
         if enough and failed * 100 > stage.threshold * decided:
             parts = zip(counts[2:], Counts._fields[2:], strict=True)
             words = ", ".join(f"{amount} {word}" for amount, word in parts if amount)
-            also = f"; {excused} of them were put up with" * bool(excused)
+            also = f"; {excused} of them no longer counted" * bool(excused)
             share = f"{failed} of {decided} devices of stage {number + 1} failed"
             return f"{share} ({words}{also}), more than {stage.threshold} %"
     return ""
@@ -302,7 +302,8 @@ CONTROLS: Mapping[str, tuple[Sequence[str], str]] = {
 def control(rollout: Rollout, results: Results, do: str, reason: str, now: int) -> Rollout:
     """The rollout after somebody did something with it, a key of CONTROLS; or "advance".
 
-    Who resumes one that has halted puts up with the failures there are; the wait begins anew.
+    Once one that has halted is resumed, the failures there are count no longer; the wait begins
+    anew.
 
     Raises:
         Refused: 409, that is not possible in its state.

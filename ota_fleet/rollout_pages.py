@@ -309,7 +309,7 @@ def _controls(call: Call, rollout: Rollout) -> Html | None:
             ("finish", "Finish: it is good", ""))  # fmt: skip
     halt = button("Halt", "danger big", name="do", value="pause")
     others = [button(text, kind, name="do", value=do) for do, text, kind in ways if do in can]
-    still = "Going on puts up with the devices that have failed so far."
+    still = "When it goes on, the failures so far are no longer counted."
     why = field("Why", "reason", call.given("reason"), maxlength=MAX_LONG, required=True)
     return card(
         "",

@@ -24,6 +24,7 @@ from ota_server import (
 )
 
 FINAL = Version.parse("1.0.0")  # any version that is no pre-release
+MAX_REASON = 120  # characters of what a person typed: a device has room for short fields
 
 
 def not_whitelisted(is_admitted: Callable[[str, str | None], bool]) -> Rule:
@@ -44,20 +45,22 @@ def _not_whitelisted(
     return Objection("not-whitelisted", reason, deny=True, final=True)
 
 
-def withdrawn(is_withdrawn: Callable[[Release], bool]) -> Rule:
+def withdrawn(reason_of: Callable[[Release], str | None]) -> Rule:
     """The rule that nobody gets what was taken back, but perhaps an older release.
 
-    `is_withdrawn` is asked on the loop, so it must not wait for anything.
+    `reason_of` gives what a person typed when it was, None if it was not, on the loop.
     """
-    return functools.partial(_withdrawn, is_withdrawn)
+    return functools.partial(_withdrawn, reason_of)
 
 
 def _withdrawn(
-    is_withdrawn: Callable[[Release], bool], _report: Report, release: Release
+    reason_of: Callable[[Release], str | None], _report: Report, release: Release
 ) -> Objection | None:
-    if not is_withdrawn(release):
+    reason = reason_of(release)
+    if reason is None:
         return None
-    return Objection("withdrawn", f"{release.version} was withdrawn")
+    why = " ".join(reason.split())[:MAX_REASON]
+    return Objection("withdrawn", f"{release.version} was withdrawn{': ' * bool(why)}{why}")
 
 
 def fits_partition(size_of: Callable[[str], int]) -> Rule:

@@ -172,7 +172,11 @@ class Stock:
 
     def is_withdrawn(self, release: Release) -> bool:
         """Whether somebody took it back."""
-        return (release.project, release.facts.sha256) in self._tables.withdrawn
+        return self.why_withdrawn(release) is not None
+
+    def why_withdrawn(self, release: Release) -> str | None:
+        """The reason why somebody took it back, which may be ""; None: nobody did."""
+        return self._tables.withdrawn.get((release.project, release.facts.sha256))
 
     def partition_size(self, project: str) -> int:
         """Bytes that the devices of a project, by its own name, have for a sketch; 0: not known."""

@@ -102,7 +102,7 @@ REFUSED: list[tuple[Any, ...]] = [  # role, method, path, body, status, what the
     ("admin", "GET", "devices/none/policy", None, 404, "'none' is not known"),
     ("admin", "PUT", "devices/none/policy", {}, 404, "'none' is not known"),
     ("admin", "PUT", f"{DEVICE}/policy", {"pin": "1.0.0"}, 422, "'pin' is not known here"),
-    ("admin", "PUT", f"{DEVICE}/policy", {"hold": "maybe"}, 422, "hold is to be one of , yes, no"),
+    ("admin", "PUT", f"{DEVICE}/policy", {"hold": "maybe"}, 422, 'is to be one of "", yes, no'),
     ("admin", "PUT", f"{DEVICE}/policy", {"window": "at night"}, 422, "is no span such as"),
     ("admin", "PUT", f"{DEVICE}/policy", {"window": "22:00-05:00 Mars/Base"}, 422, "no time zone"),
     ("admin", "PUT", f"{DEVICE}/policy", {"window": "x" * 256}, 422, "from 0 to 255"),

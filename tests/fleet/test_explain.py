@@ -111,7 +111,7 @@ def rules_of(policy: Policy = NOTHING, **more: Any) -> tuple[Rule, ...]:
         rules.not_again(policy_of, lambda _: said["learned"]),
         *ota_server.SAFETY[1:],
         rules.fit_for(policy_of, lambda _: str(said["channel"])),
-        rules.withdrawn(lambda release: str(release.version) in said["withdrawn"]),
+        rules.withdrawn(lambda each: "bad" if str(each.version) in said["withdrawn"] else None),
         rules.fits_partition(lambda _: int(said["room"])),
         rules.not_whitelisted(lambda *_: bool(said["admitted"])),
         rules.not_held(policy_of),
@@ -674,7 +674,9 @@ def test_the_script_explains(house: House, stand: Stand) -> None:
         text=True, timeout=PATIENCE * 3, env={"OTA_TOKEN": house.tokens["viewer"]},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("firmware 1.10.0 (firmware-1.10.0.bin)\nx, is not known, does")
+    assert done.stdout.startswith(
+        "firmware 1.10.0 (firmware-1.10.0.bin)\nx (not known), does not say what it runs\n"
+    )
 
 
 def test_help_says_what_each_status_means(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,7 @@ from ota_fleet.html import (
     e,
     form,
     join,
+    note,
     pager,
     size_of,
     table,
@@ -53,9 +54,13 @@ from ota_fleet.html import (
 )
 from ota_fleet.ledger import Ledger
 from ota_fleet.pages import MAX_FIELDS, MAX_FORM, Page, Pages, own_path
+from ota_fleet.projects import chips_of
 from ota_fleet.registry import Registry, Sighting
+from ota_fleet.stock import Stock
 from ota_server import Reply, Site, answer, parse_head, unnamed_file
+from tests.conftest import wait_until
 from tests.core.wire import request, standing
+from tests.data.make_images import esp32_image, esp8266_image
 from tests.fleet.test_fleet import remembering
 from tests.test_house import ROOT
 
@@ -1017,21 +1022,57 @@ def test_overview_shows_who_needs_a_look_first(house: House) -> None:
     assert "3 d ago" in seen.texts("time")
 
 
+def forget_devices(house: House) -> None:
+    """As if none had ever asked."""
+    path = Path(house.site.config.state) / "fleet.db"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("DELETE FROM device")
+
+
 def test_overview_of_nothing_says_how_to_begin(
     tmp_path: Path, furnished: tuple[Path, dict[str, str]]
 ) -> None:
     (tmp_path / "firmware").mkdir()
     with living(tmp_path / "firmware", furnished) as house:
-        with (
-            closing(sqlite3.connect(Path(house.site.config.state) / "fleet.db")) as database,
-            database,
-        ):
-            database.execute("DELETE FROM device")
+        forget_devices(house)
         for browser in (house.viewer, house.publisher):
             seen = browser.get("/admin")
             check_page(seen)
             assert "No device has asked yet" in seen.texts("h2")
             assert ("Upload a firmware" in seen.texts("a")) == (browser is house.publisher)
+
+
+@pytest.mark.parametrize(
+    ("image", "titles"),
+    [
+        (b"", ["Arduino, ESP8266", "Arduino, ESP32"]),
+        (esp8266_image("lamp", "1.2.0"), ["Arduino, ESP8266"]),
+        (esp32_image("lamp", "1.2.0"), ["Arduino, ESP32"]),
+    ],
+)
+def test_overview_of_nothing_has_the_line_of_the_chip_that_is_known(
+    image: bytes, titles: list[str], tmp_path: Path, furnished: tuple[Path, dict[str, str]]
+) -> None:
+    (tmp_path / "firmware").mkdir()
+    if image:
+        (tmp_path / "firmware/lamp-1.2.0.bin").write_bytes(image)
+    with living(tmp_path / "firmware", furnished) as house:
+        forget_devices(house)
+        stock = house.site.catalog
+        assert isinstance(stock, Stock)
+        wait_until(lambda: not image or chips_of(stock, "lamp"))
+        seen = house.viewer.get("/admin")
+    name = "lamp" if image else "firmware"
+    assert seen.texts("h3") == titles
+    assert all(f"http://ota/{name}" in each for each in seen.texts("pre"))
+    assert ("ESPhttpUpdate" in seen.text) == ("Arduino, ESP8266" in titles)
+
+
+def test_name_in_quotes_at_the_beginning_of_a_sentence_stays_as_it_is() -> None:
+    found = [fragment(note(text, kind="warn")).tree.find(".//p") for text in ("'attic'", "it", "")]
+    assert [each is not None and "data-quoted" in each.attrib for each in found] == [
+        True, False, False
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,7 @@ def test_reason_of_a_halt_counts_what_failed() -> None:
     assert (after.state, after.reason) == (HALTED, expected)
     excused = advance(single(Stage(), excused=(1,)), {0: Counts(0, 4, 2)}, NOW)
     assert excused.reason == (
-        "1 of 5 devices of stage 1 failed (2 returned; 1 of them were put up with), more than 10 %"
+        "1 of 5 devices of stage 1 failed (2 returned; 1 of them no longer counted), more than 10 %"
     )
 
 
@@ -717,9 +717,10 @@ class Fleet(RuleBasedStateMachine):
         if after.plan.urgent and number:
             return
         stage, counts = after.plan.stages[number], self.results.get(number, Counts())
-        lost = counts.failed + counts.open - (after.excused[number] if after.excused else 0)
+        excused = after.excused[number] if after.excused else 0
+        lost = counts.failed + counts.open - excused
         assert lost * 100 <= stage.threshold * (lost + counts.proven)
-        assert counts.proven >= min(stage.proven, counts.devices)
+        assert counts.proven >= min(stage.proven, counts.devices - excused)
         if number == before.stage:
             assert self.now >= before.opened + stage.wait
         else:

@@ -445,13 +445,13 @@ def test_nobody_gets_what_was_withdrawn(
     with publishing(folder) as site:
         for version in ("1.1.0", "1.2.0"):
             publish(site, f"/projects/lamp/releases/{version}", image(version))
-        stock_of(site).withdraw("lamp", Version.parse("1.2.0"), "", "ada", NOW)
+        stock_of(site).withdraw("lamp", Version.parse("1.2.0"), "it loops", "ada", NOW)
         check = (f"x-ESP8266-version: {running}",) if running else ()
         reply = ask(site, target, *check, *fields)
         assert reply.status == status, reply
         if status == 304:
             reason = dict(reply.headers)["X-OTA-Reason"]
-            assert reason.startswith("withdrawn: 1.2.0") or running == "1.2.0"
+            assert reason == "withdrawn: 1.2.0 was withdrawn: it loops" or running == "1.2.0"
         if target.endswith("json"):
             assert json.loads(text_of(reply))["version"] == "1.1.0"
 
@@ -849,11 +849,20 @@ def test_device_never_gets_the_image_it_runs(
     assert code(found) == wanted
 
 
-@pytest.mark.parametrize(("yes", "wanted"), [(True, ("withdrawn", False)), (False, ("", False))])
-def test_what_was_withdrawn_is_objected_to(yes: bool, wanted: tuple[str, bool]) -> None:
-    found = withdrawn(lambda _: yes)(report("1.0.0"), release("1.1.0"))
-    assert code(found) == wanted
-    assert found is None or (found.deny, found.foreign) == (False, False)
+@pytest.mark.parametrize(
+    ("reason", "wanted"),
+    [
+        (None, ""),
+        ("", "1.1.0 was withdrawn"),
+        ("it loops", "1.1.0 was withdrawn: it loops"),
+        (" it\r\nloops ", "1.1.0 was withdrawn: it loops"),
+        ("x" * 999, f"1.1.0 was withdrawn: {'x' * 120}"),
+    ],
+)
+def test_what_was_withdrawn_is_objected_to_with_the_reason(reason: str | None, wanted: str) -> None:
+    found = withdrawn(lambda _: reason)(report("1.0.0"), release("1.1.0"))
+    assert (found.reason if found else "") == wanted
+    assert found is None or found == Objection("withdrawn", wanted)
 
 
 @pytest.mark.parametrize(
@@ -929,7 +938,7 @@ def test_pinned_device_gets_its_version_or_nothing(
     releases = [release(v, running=frozenset((v,))) for v in reversed(VERSIONS)]
     policy = Policy(pin=pinned)
     rules = [towards_target(lambda *_: policy), not_again(lambda *_: policy, lambda _: frozenset())]
-    rules.append(withdrawn(lambda each: str(each.version) in gone))
+    rules.append(withdrawn(lambda each: "" if str(each.version) in gone else None))
     asked = report(running, sketch_md5=running if says_its_digest else None)
     outcome = choose(asked, releases, [*rules, *SAFETY[1:]])
     higher = [v for v in reversed(VERSIONS) if v > running and v not in gone]
