@@ -7,12 +7,12 @@ What was filled in and cannot be is shown again as it was.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from ota_fleet.html import (
     Html,
@@ -20,6 +20,7 @@ from ota_fleet.html import (
     choice,
     count,
     details,
+    facts,
     field,
     hidden,
     join,
@@ -28,19 +29,22 @@ from ota_fleet.html import (
     tag,
 )
 from ota_fleet.pages import Call
-from ota_fleet.rollout import MAX_STAGES, WATCHED, Plan, Stage, read_plan
+from ota_fleet.rollout import MAX_DEVICES, MAX_STAGES, WATCHED, Plan, Stage, read_plan
 from ota_server import shown
 
+K = TypeVar("K")
+
 OWN = "own"
+_FIRST = Stage(count=1, proven=1, threshold=0, minimum=1)
 _LAST = Stage(proven=10, wait=7 * 86_400)
 PRESETS: Mapping[str, tuple[str, tuple[Stage, ...]]] = {
     "careful": ("One device, then 10 %, then all", (
-        Stage(count=1, threshold=0, minimum=1),
+        _FIRST,
         Stage(percent=10, proven=3, wait=3_600),
         _LAST,
     )),
     "few": ("One device, then 10 devices, then all", (
-        Stage(count=1, threshold=0, minimum=1),
+        _FIRST,
         Stage(count=10, proven=5, wait=3_600, threshold=20),
         _LAST,
     )),
@@ -67,6 +71,7 @@ COLUMNS = {  # the fields of a stage, and what they are called
     "threshold": "Failures, %",
     "minimum": "Of at least",
 }
+_USUAL: Mapping[str, Any] = asdict(Stage())  # of a cell that is empty
 _UNITS = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
 _SPAN = re.compile(r"([0-9]{1,9}) ?(s|min|h|d)")
 
@@ -102,13 +107,15 @@ def stage_words(stage: Stage) -> str:
     return f"The first {first}{whose}"
 
 
-def stage_terms(stage: Stage) -> str:
-    """What must be seen of it, and what ends the rollout."""
-    needs = max(1, stage.proven)
+def stage_terms(stage: Stage, places: int = MAX_DEVICES) -> str:
+    """What must be seen of it, and what ends the rollout; see rollout.places()."""
+    places = min(places, stage.count or MAX_DEVICES)
+    needs, minimum = max(1, min(stage.proven, places)), min(stage.minimum, places)
     proven = f"{count(needs, 'device')} {'has' if needs == 1 else 'have'} proven it"
     wait = f" and it was open for {span_text(stage.wait)}" * bool(stage.wait)
-    least = f", of {stage.minimum} or more," if stage.minimum > 1 else ""
+    least = f", of {minimum} or more," if 1 < minimum < places else ", of all," * (minimum > 1)
     share = f"more than {stage.threshold} %{least} fail" if stage.threshold else "one fails"
+    share = "it fails" if places == 1 and stage.threshold < 100 else share
     return f"Over when {proven}{wait}; halts when {share}."
 
 
@@ -152,12 +159,20 @@ def plan_fields(
     return join(
         choice("Stages", "stages", [*more, *presets, (OWN, "As filled in below")], chosen,
                hint="Each opens when the one before it has proven the release."),
+        details("What each of them sets", facts(map(_set, PRESETS.values())), class_="wide"),
         details("Stages of its own", tag("p", HINT, class_="hint"), _table(rows),
                 hidden(untouched=call.given("untouched", json.dumps(shown_rows))),
                 open=chosen == OWN, class_="wide"),
         _others(call, plan),
         suggestions("groups", groups),
     )  # fmt: skip
+
+
+def _set(preset: tuple[str, Sequence[Stage]]) -> tuple[str, Html]:
+    """What can be chosen, and what it stands for."""
+    text, stages = preset
+    items = (tag("li", f"{stage_words(each)}. {stage_terms(each)}") for each in stages)
+    return text, tag("ol", *items)
 
 
 def _name_of(plan: Plan) -> str:
@@ -199,8 +214,8 @@ def _others(call: Call, plan: Plan) -> Html:
     usual, own = _texts(Plan()), _texts(plan)
     now = {name: call.given(name, own[name]) for name in own}
     urgent = plan.urgent if "stages" not in call.form else bool(call.given("urgent"))
-    text = functools.partial(field, spellcheck="false", maxlength=64)
-    number = functools.partial(field, inputmode="numeric", maxlength=8)
+    text = partial(field, spellcheck="false", maxlength=64)
+    number = partial(field, inputmode="numeric", maxlength=8)
     fields = (
         number("Devices in a period", "pace", now["pace"], hint="Empty: any number."),
         text("The period", "period", now["period"]),
@@ -232,17 +247,33 @@ def _texts(plan: Plan) -> dict[str, str]:
 def plan_given(call: Call) -> Plan:
     """The plan that was filled in. ValueError: a sentence says what is wrong with it."""
     text = {name: call.given(name).strip() for name in _texts(Plan())}
+    period = text["period"] or _texts(Plan())["period"]
     return read_plan({
-        "stages": [*_stages(call)],
-        "pace": _number(text["pace"], "devices in a period"),
-        "period": seconds_of(text["period"] or _texts(Plan())["period"], "the period"),
-        "at_once": _number(text["at_once"], "downloads at once"),
-        "patience": seconds_of(text["patience"], "silent after"),
+        **_read({
+            "stages": lambda: _stages(call),
+            "pace": lambda: _number(text["pace"], "devices in a period"),
+            "period": lambda: seconds_of(period, "the period"),
+            "at_once": lambda: _number(text["at_once"], "downloads at once"),
+            "patience": lambda: seconds_of(text["patience"], "silent after"),
+        }),
         "below": text["below"],
         "group": text["group"],
         "label": text["label"],
         "urgent": bool(call.given("urgent")),
     })  # fmt: skip
+
+
+def _read(readers: Mapping[K, Callable[[], object]]) -> dict[K, object]:
+    """What each of them reads. ValueError: all that is wrong, in one sentence."""
+    found, wrong = dict[K, object](), []
+    for key, read in readers.items():
+        try:
+            found[key] = read()
+        except ValueError as err:
+            wrong.append(str(err))
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return found
 
 
 def check_untouched(call: Call) -> None:
@@ -252,24 +283,28 @@ def check_untouched(call: Call) -> None:
         raise ValueError("stages are filled in, but others are chosen: choose 'As filled in below'")
 
 
-def _stages(call: Call) -> Iterator[dict[str, Any]]:
+def _stages(call: Call) -> list[object]:
     name, rows = call.given("stages"), _given_rows(call)
     if name in PRESETS:
         check_untouched(call)
-        yield from map(asdict, PRESETS[name][1])
-        return
+        return [*map(asdict, PRESETS[name][1])]
     if name != OWN or not rows:
         raise ValueError("choose the stages, or fill in at least one")
-    for number, row in enumerate(rows, 1):
-        yield _stage(number, dict(zip(COLUMNS, row, strict=True)))
+    stages = _read({number: partial(_stage, number, row) for number, row in enumerate(rows, 1)})
+    return [*stages.values()]
 
 
-def _stage(number: int, text: Mapping[str, str]) -> dict[str, Any]:
-    usual, found = asdict(Stage()), dict[str, Any](group=text["group"])
-    for name in ("percent", "count", "proven", "threshold", "minimum"):
-        where = f"{COLUMNS[name].lower()} of stage {number}"
-        found[name] = _number(text[name], where, usual[name])
-    return {**found, "wait": seconds_of(text["wait"], f"open for of stage {number}")}
+def _stage(number: int, row: Sequence[str]) -> dict[str, object]:
+    return _read({
+        name: partial(_cell_given, name, text, f"stage {number}, {COLUMNS[name]}")
+        for name, text in zip(COLUMNS, row, strict=True)
+    })  # fmt: skip
+
+
+def _cell_given(name: str, text: str, where: str) -> object:
+    if name == "group":
+        return text
+    return seconds_of(text, where) if name == "wait" else _number(text, where, _USUAL[name])
 
 
 def _number(text: str, name: str, usual: int = 0) -> int:

@@ -36,10 +36,10 @@ class Stage:
     percent: int = 100  # of the devices
     count: int = 0  # devices of this stage and those before it at most; 0: any number
     group: str = ""  # only devices of this group; "": of any
-    proven: int = 1  # devices that must have proven it
+    proven: int = 5  # devices that must have proven it; all of a stage with fewer places
     wait: int = 0  # seconds that it stays open at least
     threshold: int = 10  # percent of failures, of those decided; more halt the rollout
-    minimum: int = 5  # devices decided before that counts
+    minimum: int = 5  # devices decided before that counts; all of a stage with fewer places
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def _failure(rollout: Rollout, results: Results) -> str:
         counts = results.get(number, Counts())
         excused = _excused(rollout, number)
         failed, decided = counts.failed - excused, counts.decided - excused
-        enough = decided >= max(1, min(stage.minimum, _places(rollout, number, results)))
+        enough = decided >= max(1, min(stage.minimum, places(rollout, number, results)))
         if enough and failed * 100 > stage.threshold * decided:
             parts = zip(counts[2:], Counts._fields[2:], strict=True)
             words = ", ".join(f"{amount} {word}" for amount, word in parts if amount)
@@ -179,7 +179,7 @@ def _is_over(rollout: Rollout, results: Results, now: int) -> bool:
 
 def _wanted(rollout: Rollout, number: int, results: Results) -> int:
     """How many devices of a stage have to prove the release."""
-    return min(max(1, rollout.plan.stages[number].proven), _places(rollout, number, results))
+    return min(max(1, rollout.plan.stages[number].proven), places(rollout, number, results))
 
 
 def _is_doubtful(stage: Stage, counts: Counts, excused: int) -> bool:
@@ -204,7 +204,7 @@ def _excused(rollout: Rollout, number: int) -> int:
     return rollout.excused[number] if number < len(rollout.excused) else 0
 
 
-def _places(rollout: Rollout, number: int, results: Results) -> int:
+def places(rollout: Rollout, number: int, results: Results) -> int:
     """How many devices can be of a stage: its count has those of the stages before, too."""
     count = rollout.plan.stages[number].count
     return max(0, count - _taken(rollout, results, number)) if count else MAX_DEVICES

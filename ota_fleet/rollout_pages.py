@@ -64,6 +64,7 @@ from ota_fleet.rollout import (
     Rollout,
     lacking,
     missing,
+    places,
 )
 from ota_fleet.rollout_operations import RolloutOperations
 from ota_fleet.rollouts import Rollouts
@@ -230,7 +231,7 @@ class RolloutPages:
             "li",
             tag("h3", f"{number + 1}. {stage_words(stage)} ", _place(rollout, number)),
             None if later else standing(counts, f"Stage {number + 1}"),
-            tag("p", tag("small", stage_terms(stage))),
+            tag("p", tag("small", stage_terms(stage, places(rollout, number, results)))),
             self._waits(rollout, results, now) if is_open else None,
             class_="later" if later else None,
         )

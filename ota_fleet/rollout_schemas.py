@@ -34,7 +34,7 @@ STAGE: Mapping[str, Schema] = {
     "percent": _amount("of the devices that may have it", 1, 100, default=100),
     "count": _amount("devices of this stage and those before at most; 0: any number"),
     "group": text("only devices of this group", maxLength=MAX_TEXT),
-    "proven": _amount("devices that must have proven it", default=1),
+    "proven": _amount("devices that must have proven it", default=5),
     "wait": _amount("seconds that the stage stays open at least"),
     "threshold": _amount("percent of failures; more halt the rollout", 0, 100, default=10),
     "minimum": _amount("devices of which one knows before that counts", default=5),

@@ -483,7 +483,8 @@ def test_page_says_what_a_device_will_get_and_why_not_more(house: House) -> None
     stock = stock_of(house.site)
     stock.withdraw("firmware", Version.parse("1.10.0"), "it hangs", "test", NOW)
     assert told(house.viewer).startswith("Nothing: ")
-    assert "1.10.0 was withdrawn" in house.viewer.get(HERE).texts("td", **{"data-label": "Why"})
+    why = house.viewer.get(HERE).texts("td", **{"data-label": "Why"})
+    assert "1.10.0 was withdrawn: it hangs" in why
     stock.restore("firmware", Version.parse("1.10.0"))
     filled(house.site, sighting(MAC, chip="esp32"))
     assert "is for esp8266, the device is esp32" in told(house.viewer)

@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import asdict, replace
+from functools import partial
 from hashlib import sha256
 from itertools import product
 from math import ceil
@@ -51,6 +52,7 @@ from ota_server import Refused, Version
 NOW = 1_000_000
 HOUR = 3_600
 ONE = Plan((Stage(count=1), Stage()))  # one device first
+early = partial(Stage, proven=1)  # over as soon as one has proven it
 BEFORE = Version.parse("1.0.0")
 
 
@@ -238,38 +240,41 @@ def test_nobody_gets_what_does_not_run_and_is_not_finished(
 @pytest.mark.parametrize(
     ("stage", "counts", "seconds", "state", "number"),
     [
-        pytest.param(Stage(), Counts(), 0, RUNNING, 0, id="nobody-yet"),
-        pytest.param(Stage(), Counts(proven=1), 0, FINISHED, 1, id="proven"),
-        pytest.param(Stage(proven=0), Counts(), 0, RUNNING, 0, id="one-proof-at-least"),
-        pytest.param(Stage(proven=3), Counts(proven=2), 0, RUNNING, 0, id="not-enough-proofs"),
-        pytest.param(Stage(proven=3), Counts(proven=3), 0, FINISHED, 1, id="enough-proofs"),
-        pytest.param(Stage(proven=3, count=2), Counts(proven=2), 0, FINISHED, 1, id="all-places"),
-        pytest.param(Stage(wait=60), Counts(proven=1), 59, RUNNING, 0, id="waits"),
-        pytest.param(Stage(wait=60), Counts(proven=1), 60, FINISHED, 1, id="has-waited"),
-        pytest.param(Stage(), Counts(open=1, proven=1), 0, RUNNING, 0, id="one-is-out"),
-        pytest.param(Stage(), Counts(open=1, proven=8), 0, RUNNING, 0, id="out-of-9-is-too-many"),
-        pytest.param(Stage(), Counts(open=1, proven=9), 0, FINISHED, 1, id="out-of-10-is-not"),
-        pytest.param(Stage(), Counts(1, 18, 1), 0, FINISHED, 1, id="out-and-failed"),
-        pytest.param(Stage(), Counts(2, 18, 1), 0, RUNNING, 0, id="out-and-failed-too-many"),
-        pytest.param(Stage(), Counts(0, 3, 1), 0, RUNNING, 0, id="too-few-to-judge"),
-        pytest.param(Stage(), Counts(0, 4, 1), 0, HALTED, 0, id="returned"),
-        pytest.param(Stage(), Counts(0, 4, 0, 1), 0, HALTED, 0, id="broken"),
-        pytest.param(Stage(), Counts(0, 4, 0, 0, 1), 0, HALTED, 0, id="silent"),
-        pytest.param(Stage(), Counts(99, 4, 1), 0, HALTED, 0, id="open-ones-are-no-excuse"),
-        pytest.param(Stage(threshold=20), Counts(0, 4, 1), 0, FINISHED, 1, id="at-the-threshold"),
-        pytest.param(Stage(threshold=19), Counts(0, 4, 1), 0, HALTED, 0, id="above-the-threshold"),
-        pytest.param(Stage(threshold=0, minimum=0), Counts(0, 99, 1), 0, HALTED, 0, id="none-may"),
-        pytest.param(Stage(threshold=100), Counts(0, 1, 99), 0, FINISHED, 1, id="all-may"),
-        pytest.param(Stage(threshold=100), Counts(0, 0, 99), 0, RUNNING, 0, id="all-may-none-ran"),
-        pytest.param(Stage(minimum=0), Counts(0, 0, 1), 0, HALTED, 0, id="first-failure"),
-        pytest.param(Stage(count=2), Counts(0, 1, 1), 0, HALTED, 0, id="all-places-are-decided"),
-        pytest.param(Stage(count=3), Counts(1, 1, 1), 0, RUNNING, 0, id="one-place-is-open"),
+        pytest.param(early(), Counts(), 0, RUNNING, 0, id="nobody-yet"),
+        pytest.param(early(), Counts(proven=1), 0, FINISHED, 1, id="proven"),
+        pytest.param(early(proven=0), Counts(), 0, RUNNING, 0, id="one-proof-at-least"),
+        pytest.param(Stage(), Counts(proven=4), 0, RUNNING, 0, id="usually-five-proofs"),
+        pytest.param(Stage(), Counts(proven=5), 0, FINISHED, 1, id="five-proofs"),
+        pytest.param(Stage(count=1), Counts(proven=1), 0, FINISHED, 1, id="but-of-one-place-one"),
+        pytest.param(early(proven=3), Counts(proven=2), 0, RUNNING, 0, id="not-enough-proofs"),
+        pytest.param(early(proven=3), Counts(proven=3), 0, FINISHED, 1, id="enough-proofs"),
+        pytest.param(early(proven=3, count=2), Counts(proven=2), 0, FINISHED, 1, id="all-places"),
+        pytest.param(early(wait=60), Counts(proven=1), 59, RUNNING, 0, id="waits"),
+        pytest.param(early(wait=60), Counts(proven=1), 60, FINISHED, 1, id="has-waited"),
+        pytest.param(early(), Counts(open=1, proven=1), 0, RUNNING, 0, id="one-is-out"),
+        pytest.param(early(), Counts(open=1, proven=8), 0, RUNNING, 0, id="out-of-9-is-too-many"),
+        pytest.param(early(), Counts(open=1, proven=9), 0, FINISHED, 1, id="out-of-10-is-not"),
+        pytest.param(early(), Counts(1, 18, 1), 0, FINISHED, 1, id="out-and-failed"),
+        pytest.param(early(), Counts(2, 18, 1), 0, RUNNING, 0, id="out-and-failed-too-many"),
+        pytest.param(early(), Counts(0, 3, 1), 0, RUNNING, 0, id="too-few-to-judge"),
+        pytest.param(early(), Counts(0, 4, 1), 0, HALTED, 0, id="returned"),
+        pytest.param(early(), Counts(0, 4, 0, 1), 0, HALTED, 0, id="broken"),
+        pytest.param(early(), Counts(0, 4, 0, 0, 1), 0, HALTED, 0, id="silent"),
+        pytest.param(early(), Counts(99, 4, 1), 0, HALTED, 0, id="open-ones-are-no-excuse"),
+        pytest.param(early(threshold=20), Counts(0, 4, 1), 0, FINISHED, 1, id="at-the-threshold"),
+        pytest.param(early(threshold=19), Counts(0, 4, 1), 0, HALTED, 0, id="above-the-threshold"),
+        pytest.param(early(threshold=0, minimum=0), Counts(0, 99, 1), 0, HALTED, 0, id="none-may"),
+        pytest.param(early(threshold=100), Counts(0, 1, 99), 0, FINISHED, 1, id="all-may"),
+        pytest.param(early(threshold=100), Counts(0, 0, 99), 0, RUNNING, 0, id="all-may-none-ran"),
+        pytest.param(early(minimum=0), Counts(0, 0, 1), 0, HALTED, 0, id="first-failure"),
+        pytest.param(early(count=2), Counts(0, 1, 1), 0, HALTED, 0, id="all-places-are-decided"),
+        pytest.param(early(count=3), Counts(1, 1, 1), 0, RUNNING, 0, id="one-place-is-open"),
     ],
 )
 def test_stage_is_over_or_halts_by_what_its_devices_came_to(
     stage: Stage, counts: Counts, seconds: int, state: str, number: int
 ) -> None:
-    plan = Plan((stage, Stage(threshold=100)))
+    plan = Plan((stage, early(threshold=100)))
     results = {0: counts, 1: Counts(proven=1)}  # the second stage would be over at once
     after = advance(rollout_of(plan), results, NOW + seconds)
     assert (after.state, after.stage) == (state, number)
@@ -280,7 +285,7 @@ def test_reason_of_a_halt_counts_what_failed() -> None:
     after = advance(single(Stage()), {0: Counts(3, 4, 2, 0, 1)}, NOW)
     expected = "3 of 7 devices of stage 1 failed (2 returned, 1 silent), more than 10 %"
     assert (after.state, after.reason) == (HALTED, expected)
-    excused = advance(single(Stage(), excused=(1,)), {0: Counts(0, 4, 2)}, NOW)
+    excused = advance(single(early(), excused=(1,)), {0: Counts(0, 4, 2)}, NOW)
     assert excused.reason == (
         "1 of 5 devices of stage 1 failed (2 returned; 1 of them no longer counted), more than 10 %"
     )
@@ -375,7 +380,7 @@ def test_excuse_ends_with_the_failure_it_was_for() -> None:
 
 
 def test_excused_failures_do_not_count_and_new_ones_do() -> None:
-    rollout = single(Stage(), state=HALTED)
+    rollout = single(early(), state=HALTED)
     resumed = control(rollout, {0: Counts(0, 3, 2)}, "resume", "", NOW)
     assert resumed.excused == (2, 0)
     assert advance(resumed, {0: Counts(1, 3, 2)}, NOW) == resumed
@@ -396,7 +401,7 @@ def test_pause_excuses_nothing() -> None:
 
 
 def test_wait_begins_anew_when_somebody_resumes() -> None:
-    paused = single(Stage(wait=HOUR), state=PAUSED)
+    paused = single(early(wait=HOUR), state=PAUSED)
     good = {0: Counts(proven=1)}
     resumed = control(paused, good, "resume", "", NOW + 9 * HOUR)
     assert advance(resumed, good, NOW + 10 * HOUR - 1) == resumed

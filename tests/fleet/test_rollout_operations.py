@@ -99,7 +99,7 @@ DONE: list[tuple[Any, ...]] = [  # role, method, path, body, status, what the an
       "stages": [{"count": 1, "counts": CALM}, {"percent": 50, "wait": 60},
                                     {"percent": 100, "threshold": 10, "minimum": 5}]}),
     ("publisher", "POST", "projects/bulb/rollouts", {"version": "v1.0"}, 201,
-     {"id": 2, "project": "lamp", "version": "1.0.0", "stages": [{"percent": 100, "proven": 1}]}),
+     {"id": 2, "project": "lamp", "version": "1.0.0", "stages": [{"percent": 100, "proven": 5}]}),
     ("lamp", "POST", "projects/lamp/rollouts",
      {"version": "1.0.0", "pace": 5, "period": 60, "at_once": 2, "patience": 900, "below": "v0.9",
       "group": "attic", "label": "x", "urgent": True, "stages": [{"group": "attic"}, {}]}, 201,
@@ -410,14 +410,14 @@ def test_something_is_missing_as_long_as_the_stage_stays(
     [
         (Stage(proven=3), Counts(), "3 more devices have to prove it"),
         (Stage(proven=3), Counts(proven=2), "1 more device has to prove it"),
-        (Stage(wait=3600), Counts(proven=1), "it stays open until 1970-01-01 01:00 UTC"),
+        (Stage(wait=3600), Counts(proven=5), "it stays open until 1970-01-01 01:00 UTC"),
         (Stage(count=2, proven=9), Counts(proven=1), "1 more device has to prove it"),
         (
             Stage(),
             Counts(open=3, proven=9),
             "no more than 10 % may have failed, with the 3 of which nobody knows yet",
         ),
-        (Stage(), Counts(proven=1), ""),
+        (Stage(), Counts(proven=5), ""),
     ],
 )
 def test_what_is_missing_is_a_sentence(stage: Stage, found: Counts, sentence: str) -> None:
@@ -426,8 +426,8 @@ def test_what_is_missing_is_a_sentence(stage: Stage, found: Counts, sentence: st
 
 def test_last_stage_that_is_not_for_all_waits_for_somebody() -> None:
     rollout = Rollout(1, "p", "1.0.0", Plan((Stage(count=2),)))
-    assert missing(rollout, {0: Counts(proven=1)}, 0) == "somebody has to finish it"
-    assert missing(rollout, {}, 0) == "1 more device has to prove it"
+    assert missing(rollout, {0: Counts(proven=2)}, 0) == "somebody has to finish it"
+    assert missing(rollout, {0: Counts(proven=1)}, 0) == "1 more device has to prove it"
 
 
 @given(plans, results, st.integers(0, 2), st.sampled_from([FINISHED, RUNNING]), st.text())

@@ -258,13 +258,13 @@ def test_stages_of_its_own_are_filled_in(town: Town) -> None:
             "    | 1 |      | 1 |        | 0  | 1",
             "    |   |      |   |        |    |  ",
             " 5  |   | hall | 3 | 90 min |    |  ",
-            "100 |   |      |   | 1 d    | 33 | 9"),
+            "100 |   |      | 1 | 1 d    | 33 | 9"),
     )  # fmt: skip
     rollout, _ = town.rollouts.get(1)
     assert rollout.plan == Plan(
-        (Stage(count=1, threshold=0, minimum=1),
+        (Stage(count=1, proven=1, threshold=0, minimum=1),
          Stage(5, group="hall", proven=3, wait=5_400),
-         Stage(wait=86_400, threshold=33, minimum=9)),
+         Stage(proven=1, wait=86_400, threshold=33, minimum=9)),
         at_once=2, patience=7_200, below="1.5.0", group="attic", label="a, b",
     )  # fmt: skip
 
@@ -277,7 +277,13 @@ FLAWED: list[tuple[dict[str, Any], int, str]] = [
     ({"stages": "fast"}, 422, "choose the stages"),
     ({"stages": OWN}, 422, "fill in at least one"),
     (rows("50 | | | | | |"), 422, "choose 'As filled in below'"),
-    ({"stages": OWN, **rows("fifty | | | | | |")}, 422, "percent of stage 1: 'fifty' is no number"),
+    ({"stages": OWN, **rows("fifty | | | | | |")}, 422, "stage 1, Percent: 'fifty' is no number"),
+    (
+        {"stages": OWN, "pace": "many", **rows("1 | | | | | |", "x | | | | soon | |")},
+        422,
+        "stage 2, Percent: 'x' is no number; stage 2, Open for: 'soon' is no time such as 90 s, "
+        "30 min, 2 h or 7 d; devices in a period: 'many' is no number",
+    ),
     ({"stages": OWN, **rows("500 | | | | | |")}, 422, "percent is 1 to 100"),
     ({"stages": OWN, **rows("50 | | | | soon | |")}, 422, "'soon' is no time such as"),
     ({"stages": OWN, **rows("50 | | | | | |", "10 | | | | | |")}, 422, "stage 2 has fewer"),
@@ -399,16 +405,21 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 
 SAID: list[tuple[Stage, str, str]] = [
-    (Stage(), "All devices", "Over when 1 device has proven it; halts when more than 10 %, of 5 or "
-     "more, fail."),
-    (Stage(count=1, threshold=0, minimum=1), "The first device",
-     "Over when 1 device has proven it; halts when one fails."),
+    (Stage(), "All devices", "Over when 5 devices have proven it; halts when more than 10 %, of 5 "
+     "or more, fail."),
+    (Stage(count=1), "The first device", "Over when 1 device has proven it; halts when it fails."),
+    (Stage(count=1, threshold=100), "The first device",
+     "Over when 1 device has proven it; halts when more than 100 % fail."),
+    (Stage(count=4, threshold=0), "The first 4 devices",
+     "Over when 4 devices have proven it; halts when one fails."),
+    (Stage(count=4), "The first 4 devices",
+     "Over when 4 devices have proven it; halts when more than 10 %, of all, fail."),
     (Stage(count=1_000, proven=9), "The first 1,000 devices",
      "Over when 9 devices have proven it; halts when more than 10 %, of 5 or more, fail."),
-    (Stage(5, group="attic", wait=90, minimum=1), "5 % of the devices of the group attic",
+    (Stage(5, group="attic", proven=1, wait=90, minimum=1), "5 % of the devices of the group attic",
      "Over when 1 device has proven it and it was open for 90 s; halts when more than 10 % fail."),
-    (Stage(5, 20), "5 % of the devices, 20 at most", "Over when 1 device has proven it; halts when "
-     "more than 10 %, of 5 or more, fail."),
+    (Stage(5, 20), "5 % of the devices, 20 at most", "Over when 5 devices have proven it; halts "
+     "when more than 10 %, of 5 or more, fail."),
 ]  # fmt: skip
 
 
@@ -490,7 +501,7 @@ def test_halted_by_hand_the_next_device_gets_nothing(town: Town) -> None:
 def test_next_stage_is_opened_for_a_fleet_too_small_for_the_first(town: Town) -> None:
     few = next(n for n in range(99) if share_of(mac(n), "firmware", NEWEST) >= 10)
     town.registry.forget(MAC)
-    town.begin(Stage(10), Stage())
+    town.begin(Stage(10, proven=1), Stage(proven=1))
     device = town.device(few)
     assert not town.update(device)
     seen = town.house.publisher.get(ONE)
@@ -513,7 +524,7 @@ NOBODY: list[tuple[dict[str, str], Policy, str]] = [
 def test_devices_that_somebody_keeps_back_are_none_for_a_stage(
     town: Town, row: dict[str, str], policy: Policy, why: str
 ) -> None:
-    town.begin(Stage(), Stage())
+    town.begin(Stage(proven=1), Stage())
     town.registry.annotate(MAC, group="attic", **row)
     town.assignments.put("group", "attic", policy)
     found = notes(town.house.viewer.get(ONE), "warn")
@@ -523,7 +534,7 @@ def test_devices_that_somebody_keeps_back_are_none_for_a_stage(
 
 def test_release_on_another_channel_finds_nobody_until_a_device_is_on_it(town: Town) -> None:
     town.house.publisher.do(RELEASE, do="channel", channel="nightly")
-    town.begin(Stage(), Stage())
+    town.begin(Stage(proven=1), Stage())
     assert notes(town.house.viewer.get(ONE), "warn")
     town.registry.annotate(MAC, channel="nightly")
     assert notes(town.house.viewer.get(ONE), "warn") == []
