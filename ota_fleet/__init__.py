@@ -133,7 +133,7 @@ class Acts(NamedTuple):
         members = functools.partial(due_for, known)
         return cls(
             operations,
-            RolloutOperations(ledger, stock, known.rollouts, known.grants, now),
+            RolloutOperations(ledger, stock, known.rollouts, known.grants, known.assignments, now),
             AssignmentOperations(ledger, stock, known.assignments, now),
             HookOperations(hooks, ledger),
             TriggerOperations(summons, ledger, stock.resolve, members),
@@ -199,7 +199,7 @@ def all_pages(acts: Acts, known: Known, history: History) -> tuple[Page, ...]:
         *ProjectPages(operations, history, known.assignments).table(),
         *ProjectPolicyPages(acts.assignments).table(),
         *ReleasePages(operations, acts.assignments, known.rollouts).table(),
-        *RolloutPages(acts.rollouts, known.assignments).table(),
+        *RolloutPages(acts.rollouts).table(),
         *UploadPages(operations).table(),
         *AdmissionPages(ledger, stock).table(),
         *ActivityPages(ledger, history).table(),

@@ -26,15 +26,16 @@ from ota_fleet.api import (
     sentences,
     within,
 )
+from ota_fleet.assignments import Assignments
 from ota_fleet.attempts import Attempt
 from ota_fleet.explain import Candidate, candidates, subject, verdicts
 from ota_fleet.grants import Grants
 from ota_fleet.ledger import Ledger
 from ota_fleet.openapi import PAGE, Operation, page
 from ota_fleet.outlook import report_of
-from ota_fleet.rollout import Results, Rollout, read_plan
+from ota_fleet.rollout import RUNNING, Counts, Results, Rollout, lacking, read_plan
 from ota_fleet.rollouts import Member, Rollouts
-from ota_fleet.rows import normal_id
+from ota_fleet.rows import Search, normal_id
 from ota_fleet.stock import Stock
 from ota_server import Refused, Report, Version, shown
 
@@ -50,6 +51,7 @@ class RolloutOperations:
     stock: Stock
     rollouts: Rollouts
     grants: Grants
+    assignments: Assignments
     now: Callable[[], float] = time.time
 
     def table(self) -> tuple[Operation, ...]:
@@ -104,11 +106,11 @@ class RolloutOperations:
             rollout = self.rollouts.create(project, version, plan, call.actor.name, at)
             stages = len(plan.stages)
             what.append(f"{rollout.id} of {project} {version}, stages: {stages}")
-        return self._json(self.rollouts.get(rollout.id))
+        return self._whole(self.rollouts.get(rollout.id))
 
     def rollout(self, call: Call) -> dict[str, Any]:
         """GET rollouts/{rollout}."""
-        return self._json(self._rollout(call))
+        return self._whole(self._rollout(call))
 
     def control(self, call: Call) -> dict[str, Any]:
         """POST rollouts/{rollout}/control."""
@@ -119,7 +121,7 @@ class RolloutOperations:
             name = self.rollouts.name_of(number)
             self.rollouts.control(number, do, reason, at)
             what.append(f"{name}: {reason}" if reason else name)
-        return self._json(self.rollouts.get(number))
+        return self._whole(self.rollouts.get(number))
 
     def list_members(self, call: Call) -> dict[str, Any]:
         """GET rollouts/{rollout}/devices."""
@@ -136,6 +138,29 @@ class RolloutOperations:
 
     def _json(self, found: tuple[Rollout, Results]) -> dict[str, Any]:
         return schemas.rollout_json(*found, int(self.now()))
+
+    def _whole(self, found: tuple[Rollout, Results]) -> dict[str, Any]:
+        """With what a list does not say, as it looks at every device."""
+        answer = self._json(found)
+        said = filter(None, (answer["missing"], self.too_few(*found)))
+        return {**answer, "missing": "; ".join(said)}
+
+    def too_few(self, rollout: Rollout, results: Results) -> str:
+        """Why the open stage may wait for ever, in a sentence; "": devices enough may come."""
+        lack = 0 if rollout.state != RUNNING or rollout.is_watched else lacking(rollout, results)
+        if not lack:
+            return ""
+        wanted = {rollout.plan.group, rollout.plan.stages[rollout.stage].group} - {""}
+        if empty := sorted(wanted - self.assignments.sizes().keys()):
+            return f"no device is in the group {shown(empty[0])}"
+        try:
+            images = self.stock.of_version(rollout.project, Version.parse(rollout.version))
+        except Refused:  # it was deleted, or cannot be known just now
+            return ""
+        channel = self.assignments.channel(images[0].release)
+        found = self.rollouts.newcomers(rollout, results, channel, lack)
+        known = self.ledger.registry.count(Search(rollout.project))
+        return "" if found >= lack else too_few_words(rollout, results, found, known)
 
     # -- What became of them -----------------------------------------------------------------------
 
@@ -209,7 +234,7 @@ class RolloutOperations:
             "attempts": _seen(call, last),
         }
         if current := self.rollouts.current(release.project, release.version.text):
-            answer["rollout"] = self._json(self.rollouts.get(current[0].id))
+            answer["rollout"] = self._whole(self.rollouts.get(current[0].id))
         return answer
 
     def _report(self, call: Call) -> tuple[Report, bool]:
@@ -229,6 +254,17 @@ class RolloutOperations:
                 version = Version.parse(running)
                 report = report._replace(version=version, sketch_md5=None, sketch_sha256=None)
         return report._replace(project=project), known is not None
+
+
+def too_few_words(rollout: Rollout, results: Results, newcomers: int, known: int) -> str:
+    """That of the devices known so few can be in the open stage, and what to do."""
+    found = newcomers + results.get(rollout.stage, Counts()).devices
+    amount = f"only {found}" if found else "none"
+    of = f"{amount} of the {known} devices known" if known > 1 else f"{amount} of {known} known"
+    is_last = rollout.stage + 1 == len(rollout.plan.stages)
+    way = "finish it by hand" if is_last else "open the next one by hand"
+    verb = "are" if found > 1 else "is"
+    return f"{of} {verb} in this stage: {way}, or begin anew with a smaller number"
 
 
 def _member(member: Member) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 
 from ota_fleet.api import read_number
-from ota_fleet.assignments import Assignments
 from ota_fleet.html import (
     Html,
     Sheet,
@@ -62,7 +61,6 @@ from ota_fleet.rollout import (
     Plan,
     Results,
     Rollout,
-    lacking,
     missing,
     places,
 )
@@ -70,7 +68,7 @@ from ota_fleet.rollout_operations import RolloutOperations
 from ota_fleet.rollouts import Rollouts
 from ota_fleet.rows import MAX_INTEGER, MAX_LONG
 from ota_fleet.stock import Stock
-from ota_server import Refused, Release, Version
+from ota_server import Refused, Release
 
 NEW = f"{ROLLOUTS}/new"
 ROWS = 50  # of a list of rollouts
@@ -92,7 +90,6 @@ class RolloutPages:
     """The pages, and what they work on."""
 
     operations: RolloutOperations
-    assignments: Assignments
 
     def table(self) -> tuple[Page, ...]:
         """Their rows."""
@@ -151,7 +148,7 @@ class RolloutPages:
         body = form(
             NEW, call.actor.csrf,
             choice("Release", "release", offered, chosen),
-            plan_fields(call, Plan(PRESETS[USUAL][1]), self.assignments.groups()),
+            plan_fields(call, Plan(PRESETS[USUAL][1]), self.operations.assignments.groups()),
             submit="Begin the rollout", class_="plan",
         )  # fmt: skip
         words = (
@@ -241,18 +238,9 @@ class RolloutPages:
         last = rollout.stage + 1 == len(rollout.plan.stages)
         what = "it is finished" if last else f"stage {rollout.stage + 2} opens"
         left = missing(rollout, results, now) or "the next device has to ask"
-        sentence = tag("p", tag("b", "Before ", what, ":"), f" {left}.")
-        lack = lacking(rollout, results)
-        others = lack and self._rollouts.newcomers(rollout, results, self._channel(rollout), lack)
-        if others >= lack:
-            return sentence
-        known = f"Only {count(others, 'known device')}" if others else "None of the known devices"
-        way = "finish it, or wait" if last else "open the next stage, or wait"
-        return join(sentence, note(f"{known} can come into this stage: {way}.", kind="warn"))
-
-    def _channel(self, rollout: Rollout) -> str:
-        release = self._stock.of_version(rollout.project, Version.parse(rollout.version))
-        return self.assignments.channel(release[0].release) if release else ""
+        few = self.operations.too_few(rollout, results)
+        return join(tag("p", tag("b", "Before ", what, ":"), f" {left}."),
+                    note(f"{few}.", kind="warn") if few else None)  # fmt: skip
 
     def _failed(self, number: int, counts: Counts) -> Html | None:
         """The card of devices that failed; None: there are none."""

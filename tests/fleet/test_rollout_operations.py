@@ -446,6 +446,37 @@ def test_whoever_may_have_it_is_told_why(
         assert said.startswith(("the rollout of 1.0.0 ", "1.0.0 has no stages"))
 
 
+@pytest.mark.parametrize(
+    ("stages", "more", "sentence"),
+    [
+        ([{"count": 1}, {}], {}, "1 more device has to prove it"),
+        ([{"proven": 2, "count": 5}, {}], {}, "2 more devices have to prove it"),
+        ([{"proven": 20}, {}], {},
+         "20 more devices have to prove it; only 3 of the 3 devices known are in this stage: open "
+         "the next one by hand, or begin anew with a smaller number"),
+        ([{"proven": 20}], {},
+         "20 more devices have to prove it; only 3 of the 3 devices known are in this stage: "
+         "finish it by hand, or begin anew with a smaller number"),
+        ([{"count": 1}], {"below": "0.1.0"},
+         "1 more device has to prove it; none of the 3 devices known is in this stage: "
+         "finish it by hand, or begin anew with a smaller number"),
+        ([{"count": 1, "group": "attic"}, {}], {},
+         "1 more device has to prove it; no device is in the group 'attic'"),
+        ([{"count": 1}, {"group": "attic"}], {}, "1 more device has to prove it"),
+    ],
+)  # fmt: skip
+def test_stage_that_waits_for_ever_says_why(
+    stages: list[Any], more: dict[str, str], sentence: str, house: House
+) -> None:
+    plan = {"version": "1.10.0", "stages": stages, **more}
+    assert house.admin("POST", ROLLOUTS, plan).data["missing"] == sentence
+    assert house.admin("GET", "rollouts/1").data["missing"] == sentence
+    assert (
+        house.admin("GET", "rollouts").data["items"][0]["missing"]
+        == sentence.split(";", maxsplit=1)[0]
+    )
+
+
 # -- 6. As the README says -------------------------------------------------------------------------
 
 

@@ -505,7 +505,10 @@ def test_next_stage_is_opened_for_a_fleet_too_small_for_the_first(town: Town) ->
     device = town.device(few)
     assert not town.update(device)
     seen = town.house.publisher.get(ONE)
-    known = "None of the known devices can come into this stage: open the next stage, or wait."
+    known = (
+        "none of 1 known is in this stage: open the next one by hand, or begin anew with a smaller "
+        "number."
+    )
     assert notes(seen, "warn") == [known]
     town.house.publisher.do(ONE, do="advance")
     assert notes(town.house.publisher.get(ONE), "warn") == []
@@ -514,8 +517,8 @@ def test_next_stage_is_opened_for_a_fleet_too_small_for_the_first(town: Town) ->
 
 NOBODY: list[tuple[dict[str, str], Policy, str]] = [
     ({}, NOTHING, ""),
-    ({"pin": "1.9.0"}, NOTHING, "None of the known devices"),
-    ({}, Policy(hold="yes"), "None of the known devices"),
+    ({"pin": "1.9.0"}, NOTHING, "none of 1 known"),
+    ({}, Policy(hold="yes"), "none of 1 known"),
     ({}, Policy(channel="nightly"), ""),
 ]
 
@@ -544,8 +547,18 @@ def test_stage_with_too_few_devices_says_how_many_there_are(town: Town) -> None:
     town.begin(Stage(proven=3), Stage())
     assert town.update(town.device(1))
     assert notes(town.house.viewer.get(ONE), "warn") == [
-        "Only 1 known device can come into this stage: open the next stage, or wait."
+        "only 2 of the 2 devices known are in this stage: open the next one by hand, or begin anew "
+        "with a smaller number."
     ]
+
+
+@pytest.mark.parametrize("more", [{"group": "nobody"}, {}])
+def test_stage_for_a_group_without_devices_says_so(town: Town, more: dict[str, str]) -> None:
+    town.begin(Stage(count=1, group="" if more else "nobody"), Stage(), **more)
+    said = "no device is in the group 'nobody'"
+    assert notes(town.house.viewer.get(ONE), "warn") == [f"{said}."]
+    town.registry.annotate(MAC, group="nobody")
+    assert notes(town.house.viewer.get(ONE), "warn") == []
 
 
 REFUSED: list[tuple[str, dict[str, str], int, str]] = [
