@@ -41,6 +41,7 @@ from ota_fleet.pages import Page, Pages
 from ota_fleet.people_pages import PeoplePages
 from ota_fleet.project_pages import ProjectPages
 from ota_fleet.project_policy_pages import ProjectPolicyPages
+from ota_fleet.projects import has_release
 from ota_fleet.registry import MAX_PAGE, Registry, Search, Sighting, normal_id
 from ota_fleet.release_pages import ReleasePages
 from ota_fleet.rollout_operations import RolloutOperations
@@ -337,7 +338,7 @@ def with_stock(site: Site, stock: Stock, known: Known) -> Site:
             fits_partition(stock.partition_size),
             not_whitelisted(admit),
             not_held(policy),
-            above_floors(policy),
+            above_floors(policy, functools.partial(has_release, stock)),
             not_looping(known.grants.is_looping),
             *waiting,
         ),

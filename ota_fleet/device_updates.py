@@ -30,7 +30,8 @@ from ota_fleet.operations import Operations
 from ota_fleet.outcomes import DEVICES, attempts_table
 from ota_fleet.outlook import awaited, report_of
 from ota_fleet.pages import Call, See, asked, may
-from ota_fleet.policy_forms import changed, policy_fields
+from ota_fleet.policy_forms import absent_note, changed, policy_fields
+from ota_fleet.projects import absent
 from ota_fleet.rollout_operations import RolloutOperations
 from ota_fleet.rows import Device, parsed
 from ota_server import Refused, Release, Site, Version
@@ -162,7 +163,10 @@ class DeviceUpdates:
         text = "Take back its admission to" if device.admitted else "Admit to"
         admission = form(here, csrf, button(f"{text} {own}", name="do", value=do)) if own else None
         offer = form(here, csrf, pin, fields, button("Save", name="do", value="pin"))
-        return card("What it may get", offer, self._once_more(call, device), admission)
+        policy = known.policy(device.id, own)
+        lacks = absent(self.operations.stock, own, (policy.pin, policy.again)) if own else []
+        return card("What it may get", absent_note(own, lacks), offer,
+                    self._once_more(call, device), admission)  # fmt: skip
 
     def _values(self, device: Device) -> dict[str, str]:
         own = self.assignments.assignments.own("device", device.id)

@@ -175,7 +175,7 @@ def _free(*_: object) -> str:
     return "nobody holds the device, its group or its project"
 
 
-def _floors(policy_of: PolicyOf, report: Report, release: Release) -> str:
+def _floors(policy_of: PolicyOf, _has: object, report: Report, release: Release) -> str:
     floors = policy_of(report.device, release.project).floors
     if not floors:
         return "no version has to be gone through"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ota_fleet.html import Html, choice, field, hidden, join, suggestions
+from ota_fleet.html import Html, choice, field, hidden, join, note, suggestions
 from ota_fleet.pages import Call
 from ota_fleet.plan_forms import plan_words
 from ota_fleet.policy import MAX_WINDOW, Policy
@@ -66,12 +66,21 @@ def _group(value: str) -> Html:
 def _window(value: str) -> Html:
     return field("Maintenance window", "window", value, maxlength=MAX_WINDOW, spellcheck="false",
                  placeholder="Mon-Fri 22:00-05:00 Europe/Berlin",
-                 hint="Images are given then only; or: always.")  # fmt: skip
+                 hint="Images are given then only; or: always. Without a zone, as in 22:00-05:00, "
+                      "it is UTC.")  # fmt: skip
 
 
 def _answer(name: str, value: str) -> Html:
     label, yes, no = _ANSWERS[name]
     return choice(label, name, [("", ELSEWHERE), ("yes", yes), ("no", no)], value)
+
+
+def absent_note(project: str, versions: Sequence[str]) -> Html | None:
+    """That a project has no release of what somebody named; None: it has."""
+    if not versions:
+        return None
+    words = f"{project} has no release {' and no '.join(versions)}, which is named here"
+    return note(f"{words}: nobody can get it before it is published.", kind="warn")
 
 
 def policy_facts(policy: Policy) -> Iterator[tuple[str, object]]:

@@ -48,8 +48,9 @@ from ota_fleet.html import (
 from ota_fleet.operations import Operations
 from ota_fleet.outcomes import ROLLOUTS
 from ota_fleet.pages import Call, Page, See, act_of, asked, may
+from ota_fleet.policy_forms import absent_note
 from ota_fleet.project_policy_pages import policy_path, policy_summary
-from ota_fleet.projects import chips_of, offered, rename
+from ota_fleet.projects import absent, chips_of, offered, rename
 from ota_fleet.release_pages import (
     PROJECT,
     PROJECTS,
@@ -189,7 +190,8 @@ class ProjectPages:
         own = self.assignments.own("project", project)
         more = join(a("In detail", policy_path(project)), " · ",
                     a("Rollouts", url(ROLLOUTS, project=project)))  # fmt: skip
-        return card("Who gets it when", policy_summary(own), tag("p", more))
+        lacks = absent_note(project, absent(self._stock, project, own.floors))
+        return card("Who gets it when", policy_summary(own), lacks, tag("p", more))
 
     def _releases(self, call: Call, project: Project, counts: Mapping[str, int]) -> Html:
         entries = self._stock.entries(project.name, call.asked("after"), MAX_ROWS)

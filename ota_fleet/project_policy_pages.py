@@ -18,7 +18,8 @@ from ota_fleet.outcomes import ROLLOUTS
 from ota_fleet.pages import Call, Page, See, act_of, asked, may
 from ota_fleet.plan_forms import check_untouched, plan_fields, plan_given
 from ota_fleet.policy import Policy
-from ota_fleet.policy_forms import changed, policy_facts, policy_fields
+from ota_fleet.policy_forms import absent_note, changed, policy_facts, policy_fields
+from ota_fleet.projects import absent
 from ota_fleet.release_pages import PROJECT, PROJECTS, project_of
 from ota_fleet.rollout import WATCHED, plan_of
 from ota_fleet.rows import MAX_LONG
@@ -47,7 +48,8 @@ class ProjectPolicyPages:
         own = self._known.own("project", name)
         back = tag("p", a(name, url(PROJECTS, name)), " · ",
                    a("Its rollouts", url(ROLLOUTS, project=name)))  # fmt: skip
-        said = card("", policy_summary(own))
+        lacks = absent(self.operations.stock, name, own.floors)
+        said = card("", policy_summary(own), absent_note(name, lacks))
         if not may(call.actor, "publisher"):
             return page(f"Who gets {name} when", back, said)
         return page(f"Who gets {name} when", back, said, self._rules(call, name, own),

@@ -9,6 +9,7 @@ Devices that call a project by an alias are its own.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -66,9 +67,23 @@ def offered(stock: Stock, project: str) -> tuple[str, str]:
     except Refused as refused:
         return "", refused.reason
     for each in releases:
-        if not each.version.prerelease and not stock.is_withdrawn(each):
+        if not each.version.prerelease and stock.why_withdrawn(each) is None:
             return str(each.version), ""
     return "", "every release is withdrawn, or a pre-release"
+
+
+def has_release(stock: Stock, project: str, version: Version) -> bool:
+    """Whether a project has a release of a version, from memory."""
+    try:
+        return any(each.version == version for each in stock.releases(project))
+    except Refused:
+        return False
+
+
+def absent(stock: Stock, project: str, versions: Iterable[str]) -> list[str]:
+    """Those of these versions of which a project has no release; "" is none of them."""
+    found = dict.fromkeys(each for each in versions if each)
+    return [each for each in found if not has_release(stock, project, Version.parse(each))]
 
 
 def chips_of(stock: Stock, project: str) -> set[str]:

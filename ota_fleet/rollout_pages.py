@@ -169,7 +169,7 @@ class RolloutPages:
             found = self._stock.releases(project)
         except Refused:
             return
-        yield from (each for each in found if not self._stock.is_withdrawn(each))
+        yield from (each for each in found if self._stock.why_withdrawn(each) is None)
 
     def create(self, call: Call) -> See:
         """POST rollouts/new."""

@@ -34,10 +34,14 @@ STAGE: Mapping[str, Schema] = {
     "percent": _amount("of the devices that may have it", 1, 100, default=100),
     "count": _amount("devices of this stage and those before at most; 0: any number"),
     "group": text("only devices of this group", maxLength=MAX_TEXT),
-    "proven": _amount("devices that must have proven it", default=5),
+    "proven": _amount(
+        "devices that must have proven it; all of a stage with fewer places", default=5
+    ),
     "wait": _amount("seconds that the stage stays open at least"),
-    "threshold": _amount("percent of failures; more halt the rollout", 0, 100, default=10),
-    "minimum": _amount("devices of which one knows before that counts", default=5),
+    "threshold": _amount("percent of failures, of those known; more halt it", 0, 100, default=10),
+    "minimum": _amount(
+        "devices of which one knows before that counts; all of a stage with fewer places", default=5
+    ),
 }
 GOALS: Mapping[str, Schema] = {
     "pace": _amount("grants in a period at most; 0: any number"),
@@ -133,7 +137,8 @@ PIN = text("the one version to run, also downwards; empty: none", maxLength=MAX_
 SAID: Mapping[str, Schema] = {
     "hold": ANSWER,
     "window": text(
-        "such as Mon-Fri 22:00-05:00 Europe/Berlin; always; empty: as it is said elsewhere",
+        "such as Mon-Fri 22:00-05:00 Europe/Berlin, without a zone in UTC; always; empty: as it is "
+        "said elsewhere",
         maxLength=MAX_WINDOW,
     ),
     "approval": ANSWER,

@@ -182,17 +182,26 @@ def _not_held(policy_of: PolicyOf, report: Report, release: Release) -> Objectio
     return Objection("on-hold", "somebody holds the device, its group or its project", final=True)
 
 
-def above_floors(policy_of: PolicyOf) -> Rule:
-    """The rule that a device does not jump over a version that all must go through."""
-    return functools.partial(_above_floors, policy_of)
+def above_floors(policy_of: PolicyOf, has: Callable[[str, Version], bool]) -> Rule:
+    """The rule that a device does not jump over a version that all must go through.
+
+    `has` says on the loop whether a project has a release of a version.
+    """
+    return functools.partial(_above_floors, policy_of, has)
 
 
-def _above_floors(policy_of: PolicyOf, report: Report, release: Release) -> Objection | None:
+def _above_floors(
+    policy_of: PolicyOf,
+    has: Callable[[str, Version], bool],
+    report: Report,
+    release: Release,
+) -> Objection | None:
     floors = policy_of(report.device, release.project).floors
     floor = next_floor(floors, report.version) if floors else None
     if floor is None or release.version <= floor:
         return None
-    return Objection("floor", f"from {report.version} it goes through {floor} first")
+    there = "" if has(release.project, floor) else ", which is not there"
+    return Objection("floor", f"from {report.version} it goes through {floor} first{there}")
 
 
 def in_window(policy_of: PolicyOf, now: Callable[[], float]) -> Rule:

@@ -170,10 +170,6 @@ class Stock:
             self._wake.set()  # its file may be another one now
             raise
 
-    def is_withdrawn(self, release: Release) -> bool:
-        """Whether somebody took it back."""
-        return self.why_withdrawn(release) is not None
-
     def why_withdrawn(self, release: Release) -> str | None:
         """The reason why somebody took it back, which may be ""; None: nobody did."""
         return self._tables.withdrawn.get((release.project, release.facts.sha256))

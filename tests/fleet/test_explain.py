@@ -101,7 +101,7 @@ def rules_of(policy: Policy = NOTHING, **more: Any) -> tuple[Rule, ...]:
     """All rules there are, over what a test says."""
     said: dict[str, Any] = {"withdrawn": (), "room": 0, "admitted": True, "approved": False}
     said |= {"looping": False, "stages": Stages(MAC), "now": 0, "channel": "stable"}
-    said |= {"learned": frozenset()} | more
+    said |= {"learned": frozenset(), "absent": ()} | more
 
     def policy_of(_device: str | None, _project: str) -> Policy:
         return policy
@@ -115,7 +115,7 @@ def rules_of(policy: Policy = NOTHING, **more: Any) -> tuple[Rule, ...]:
         rules.fits_partition(lambda _: int(said["room"])),
         rules.not_whitelisted(lambda *_: bool(said["admitted"])),
         rules.not_held(policy_of),
-        rules.above_floors(policy_of),
+        rules.above_floors(policy_of, lambda _, version: str(version) not in said["absent"]),
         rules.not_looping(lambda *_: bool(said["looping"])),
         rules.approved(policy_of, lambda *_: bool(said["approved"])),
         rules.in_window(policy_of, lambda: float(said["now"])),
@@ -275,6 +275,16 @@ def test_rule_that_objects_has_its_own_sentence(
     assert objection is not None
     assert one == (rule, code, denies, objection.reason)
     assert len(found) == len(given)
+
+
+@pytest.mark.parametrize(
+    ("gone", "end"), [((), "first"), (("1.0.5",), "first, which is not there")]
+)
+def test_floor_without_a_release_is_said_to_be_not_there(gone: tuple[str, ...], end: str) -> None:
+    release = release_of("1.1.0")
+    site = site_over([release], rules_of(Policy(floors=("1.0.5",)), absent=gone))
+    found = next(each for each in verdicts(site, REPORT, release) if each.rule == "floors")
+    assert found.sentence.endswith(f"it goes through 1.0.5 {end}")
 
 
 def test_every_code_stands_in_the_readme() -> None:

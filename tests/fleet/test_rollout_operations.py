@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -485,7 +486,7 @@ def test_stage_that_waits_for_ever_says_why(
 def test_commands_of_the_readme_do_what_they_say(house: House) -> None:
     text = (ROOT / "README.md").read_text()
     section = text.partition("\n## Rollouts\n")[2].partition("\n## ")[0]
-    lines = re.findall(r"^    ((?:curl|api=|  \"stages).*)$", section, re.MULTILINE)
+    lines = re.findall(r"^    ((?:curl|api=|rollout=|  \"stages).*)$", section, re.MULTILINE)
     assert len(lines) > 12
     device = "5C:CF:7F:12:34:56"
     assert house.admin("PUT", "projects/lamp/releases/1.10.0", esp32_image("lamp", "1.10.0")).status
@@ -493,7 +494,7 @@ def test_commands_of_the_readme_do_what_they_say(house: House) -> None:
     wait_until(lambda: house.admin("GET", f"devices/{device}").status == 200)
     with standing(house.site) as stand:
         script = "\n".join(["set -e", 'curl() { command curl -sS --fail-with-body "$@"; }', *lines])
-        script = script.replace(":8000", f":{stand.port}")
+        script = script.replace(":8000", f":{stand.port}").replace("rollout=3 ", "rollout=1 ")
         done = subprocess.run(
             ["bash", "-c", script], check=False, capture_output=True, text=True,
             timeout=PATIENCE * 3, env={**os.environ, "OTA_UPLOAD_TOKEN": house.tokens["publisher"]},
@@ -503,3 +504,5 @@ def test_commands_of_the_readme_do_what_they_say(house: House) -> None:
     assert house.admin("GET", "groups/attic").data["hold"] == "yes"
     said = house.admin("GET", "projects/lamp/policy").data
     assert (said["floors"], said["approval"]) == (["7.2.0"], "yes")
+    small = re.findall(r"^    (\"stages.*)$", section, re.MULTILINE)
+    assert [len(pure.read_plan(json.loads(f"{{{each}}}")).stages) for each in small] == [3]

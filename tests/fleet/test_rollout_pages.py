@@ -823,6 +823,20 @@ def test_page_says_what_each_rule_says(town: Town) -> None:
     assert f"Each rule, of {NEWEST}" in seen.texts("summary")
 
 
+def test_version_without_a_release_is_told_where_it_is_named(town: Town) -> None:
+    pages = DEVICE, POLICY, "/admin/projects/firmware"
+    town.registry.annotate(MAC, pin="1.0.0")
+    town.assignments.put("project", "firmware", Policy(floors=("1.9.0",)))
+    assert [notes(town.house.viewer.get(page), "warn") for page in pages[1:]] == [[], []]
+    assert not any("no release" in each for each in notes(town.house.publisher.get(DEVICE), "warn"))
+    town.registry.annotate(MAC, pin="7.0.0")
+    town.assignments.put("device", MAC, Policy(again="7.1.0"))
+    town.assignments.put("project", "firmware", Policy(floors=("1.9.0", "7.2.0")))
+    for page, versions in zip(pages, ("7.0.0 and no 7.1.0", "7.2.0", "7.2.0"), strict=True):
+        found = notes(town.house.publisher.get(page), "warn")
+        assert any(each.startswith(f"firmware has no release {versions},") for each in found), page
+
+
 def test_devices_are_put_into_a_group_together_and_found_by_it(town: Town) -> None:
     for number in range(3):
         town.registry.seen(sighting(mac(number)))

@@ -399,17 +399,19 @@ def test_withdrawn_release_is_known_by_its_bytes(bench: Bench) -> None:
     bench.add("1.1.0")
     bench.stock.withdraw("lamp", Version.parse("1.1"), "it loops", "ada", NOW)
     newest, older = bench.stock.releases("lamp")
-    assert (bench.stock.is_withdrawn(newest), bench.stock.is_withdrawn(older)) == (True, False)
+    assert bench.stock.why_withdrawn(newest) == "it loops"
+    assert bench.stock.why_withdrawn(older) is None
     assert [each.withdrawn for each in bench.stock.entries("lamp")] == ["it loops", None]
     bench.stock.withdraw("lamp", Version.parse("1.1.0"), "", "ada", NOW)
     assert bench.stock.entries("lamp")[0].withdrawn == ""
     bench.stock.restore("lamp", Version.parse("1.1.0"))
-    assert not bench.stock.is_withdrawn(newest)
+    assert bench.stock.why_withdrawn(newest) is None
 
 
 def test_release_of_the_folder_is_withdrawn_as_well(bench: Bench) -> None:
     bench.stock.withdraw("firmware", Version.parse("1.10.0"), "", "ada", NOW)
-    found = [each for each in bench.stock.releases("firmware") if bench.stock.is_withdrawn(each)]
+    releases = bench.stock.releases("firmware")
+    found = [each for each in releases if bench.stock.why_withdrawn(each) is not None]
     assert [each.name for each in found] == ["firmware-1.10.0.bin"]
 
 
