@@ -41,6 +41,7 @@ from ota_fleet.deliveries import (
 from ota_fleet.history import DAY, HOUR, MONTH, History
 from ota_fleet.hooks import CALM, LEASE, MAX_TRIES, MAX_WEBHOOKS, NAMED, SWEPT, Hooks
 from ota_fleet.ledger import Ledger
+from ota_fleet.probe import REQUESTS
 from ota_fleet.projects import rename
 from ota_fleet.registry import Registry
 from ota_fleet.rows import Project
@@ -1144,6 +1145,18 @@ def test_device_that_nobody_has_seen_is_told_with_what_it_says(
     seen = {"project": "light", "version": "1.0.0", "address": "192.0.2.7"}
     wanted = {"count": 1, "devices": [{"device": MAC, **seen, "why": "new"}]}
     assert (heard.data["event"], heard.data["data"]) == ("device.unknown", wanted)
+
+
+@pytest.mark.parametrize("kind", ["esp8266", "esp32"])
+def test_doctor_leaves_no_trace(kind: str, desk: Desk, there: Listening) -> None:
+    device = re.search("STA-MAC: (.*)", REQUESTS[kind])
+    assert device is not None
+    desk.add(there.url)
+    ask(desk, device[1], device[1].lower().replace(":", ""))
+    desk.work()
+    assert strangers(there) == []
+    assert desk.registry.device(device[1]) is None
+    assert (desk.history.hours(), desk.history.recent()) == ([], [])
 
 
 def test_flood_of_strangers_is_one_delivery_that_names_some(desk: Desk, there: Listening) -> None:
