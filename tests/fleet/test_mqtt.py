@@ -723,13 +723,13 @@ def test_one_of_two_servers_that_stops_leaves_the_other_there(
 
 
 def test_the_examples_let_everybody_do_what_he_is_there_for(
-    furnished_broker: Path, path: Path
+    furnished_broker: Path, path: Path, tmp_path: Path
 ) -> None:
-    conf = example_conf(furnished_broker)
+    conf = example_conf(tmp_path, (furnished_broker / "passwords").read_text())
     device, command = "5ccf7f123456", "/switch/cmd/5ccf7f123456"
     entity = "ota/device/ota_5ccf7f123456"
     with (
-        started(Mosquitto(furnished_broker, conf)) as broker,
+        started(Mosquitto(tmp_path, conf)) as broker,
         listening(broker, "homeassistant", "homeassistant/#", "ota/#") as home,
         listening(broker, device, command, "/switch/cmd/#") as lamp,
         talking(path, broker.url("ota-server", secure=True)) as talk,
