@@ -345,6 +345,7 @@ def test_an_ipv6_address_stands_in_brackets_in_host() -> None:
         ["--timeout", "0", "http://ota.example/"],
         ["--as", "avr", "http://ota.example/"],
         ["--cacert", "/nonexistent", "http://ota.example/"],
+        ["--ca", "/nonexistent", "http://ota.example/"],
         ["--cacert", str(ROOT / "README.md"), "http://ota.example/"],
     ],
 )
