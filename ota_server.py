@@ -3001,7 +3001,8 @@ def _add_options(parser: Parser, environ: Mapping[str, str], connections: int) -
     option("host", "HOST", "", "address, or unix:/path, to listen on (default: all, IPv4 and IPv6)")
     port = environ.get("US_SERVER_PORT") or "8000"  # S4's
     option("port", "PORT", port, "port to listen on (default: 8000)", type=_number)
-    option("log", "LEVEL", "info", "debug, info, warning or error (default: info)", type=level)
+    levels = "debug, info, warning, error or critical (default: info)"
+    option("log", "LEVEL", "info", levels, type=level)
     option("cert", "PEM", "", "certificate chain: serve HTTPS (default: plain HTTP)")
     option("key", "PEM", "", "its key (default: in the same file)")
     text = f"open at once, more wait (default: {connections}, by the limit of open files)"
@@ -3106,10 +3107,11 @@ def _check_options(parser: Parser, options: Mapping[str, Any]) -> None:
             parser.error(f"--{name.replace('_', '-')} is 1 at least")
     if options["key"] and not options["cert"]:
         parser.error("--key goes with --cert")
-    if not options["state"] and (
-        options["admit"] != "OPEN" or options["backup"] or options["mqtt"]
-    ):
-        parser.error("--admit whitelist, --mqtt and --backup need --state")
+    for name in ("admit", "mqtt", "backup"):
+        if options[name] not in {"", "OPEN"} and not options["state"]:
+            parser.error(f"--{name} needs --state")
+    if not (options["public_url"] or "http://").startswith(("http://", "https://")):
+        parser.error("--public-url begins with http:// or https://")
     if options["rate"] and (sys.platform != "linux" or options["host"].startswith("unix:")):
         parser.error("--rate needs Linux and TCP")
 
@@ -3229,7 +3231,7 @@ def _start(config: Config, flush: Callable[[], None]) -> tuple[Server, Directory
     except OSError as err:
         _fail(f"{tried}: {err.strerror or err}")
     except ValueError as err:
-        _fail(f"{tried}: {err}")
+        _fail(f"{err}" if f"{err}".startswith("--") else f"{tried}: {err}")  # it names its option
     except ImportError:
         _fail(NO_FLEET.format("--state"))
 

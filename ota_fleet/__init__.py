@@ -47,6 +47,7 @@ from ota_fleet.release_pages import ReleasePages
 from ota_fleet.rollout_operations import RolloutOperations
 from ota_fleet.rollout_pages import RolloutPages
 from ota_fleet.rollouts import Notify, Rollouts, nobody
+from ota_fleet.rows import is_example
 from ota_fleet.rules import (
     above_floors,
     approved,
@@ -365,10 +366,12 @@ def remember(
     event: Event,
     now: Callable[[], float] = time.time,
 ) -> None:
-    """The listener that notes who was here, when, and what was decided.
+    """The listener that notes who was here, when, and what was decided; but not of the doctor.
 
     `resolve` gives the name of a project that was asked for by an alias.
     """
+    if event.report.device and is_example(event.report.device):
+        return
     report = event.report._replace(project=resolve(event.report.project))
     outcome, at = event.outcome, int(now())
     history.note(Event(report, outcome), at)

@@ -21,9 +21,12 @@ from ota_fleet.rows import clean, is_mac, normal_id, parsed
 from ota_server import Version, shown
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
+# Where a number stands as port; an @ behind it says that it is the beginning of a password.
+_PORT = re.compile(r"\w+://(?:[^/?#]*@)?(?:[^/?#@:]+|\[[^]]*\]):(\d{1,9})(?:[/?][^@]*)?")
 OPTIONS = ("ca", "command", "state", "discovery")  # of the URL
 TEMPLATES = ("command", "state")
 PLACES = ("device", "mac", "project", "group")  # of a template
+INSTEAD = "in a topic write {mac} in the place of + or #"
 NONE = "-"  # the level of a topic for who has no project, or no group
 MAX_STATE = 4_096  # bytes of what a device says
 VERSIONS = ("version", "app_version", "fw_version", "firmware")  # what devices call it
@@ -53,12 +56,16 @@ class Broker:
 
 def read_url(text: str) -> Broker:
     """The settings. ValueError: a sentence says what is wrong, without the password."""
+    if (number := _PORT.fullmatch(text)) and not 0 < int(number[1]) <= 65535:
+        raise ValueError(f"--mqtt: {number[1]} is no port, 65535 is the last one")
+    if "#" in text and "@" not in text.partition("#")[2]:
+        raise ValueError(f"--mqtt: # ends a URL: {INSTEAD}")
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:  # whose words may be a part of the password
         port = 0
-    if port == 0 or not parts.hostname or parts.fragment:
+    if port == 0 or not parts.hostname or "#" in text:
         raise ValueError(
             "--mqtt is to be such as mqtts://user:password@broker:8883/ota, where / ? # @ : in the"
             " password are written %2F %3F %23 %40 %3A"
@@ -108,7 +115,8 @@ def _check_topic(name: str, topic: str) -> None:
             known = "{" + "}, {".join(PLACES) + "}" if name in TEMPLATES else "nothing"
             raise ValueError(f"--mqtt: {name}= has {{{place}}}, but {known} has a meaning there")
     if re.search(r"[+#{}\0-\x1f]", "".join(pieces[::2])):
-        raise ValueError(f"--mqtt: {name}= {shown(topic)} is no topic to publish on")
+        cure = f": {INSTEAD}" if name in TEMPLATES and re.search("[+#]", topic) else ""
+        raise ValueError(f"--mqtt: {name}= {shown(topic)} is no topic to publish on{cure}")
 
 
 def _pieces(template: str) -> list[str]:
@@ -153,6 +161,10 @@ def words_in(template: str, topic: str) -> Mapping[str, str] | None:
 # -- What devices say ------------------------------------------------------------------------------
 
 
+class Nameless(ValueError):
+    """Nobody knows whose message it is."""
+
+
 class Heard(NamedTuple):
     """What a device says of itself."""
 
@@ -163,7 +175,10 @@ class Heard(NamedTuple):
 
 
 def read_state(words: Mapping[str, str], payload: bytes) -> Heard:
-    """What a message on a topic with these words says. ValueError: why it says nothing."""
+    """What a message on a topic with these words says. ValueError: why it says nothing.
+
+    Nameless, which is one: the topic has no word for the device, and the message none either.
+    """
     if len(payload) > MAX_STATE:
         raise ValueError(f"it has {len(payload)} bytes, not at most {MAX_STATE}")
     try:
@@ -174,8 +189,10 @@ def read_state(words: Mapping[str, str], payload: bytes) -> Heard:
     texts = {name: value.strip() for name, value in fields if isinstance(value, str)}
     version = _first(texts, VERSIONS)
     device = normal_id(words.get("device") or words.get("mac") or _first(texts, IDS))
-    if not (version and device):
-        raise ValueError("it says no version" if device else "nobody knows of which device it is")
+    if not device:
+        raise Nameless('no device is named: put {mac} into state=, or "mac" into the message')
+    if not version:
+        raise ValueError("it says no version")
     project = words.get("project", "") if words.get("project") != NONE else ""
     return Heard(
         device,

@@ -266,8 +266,8 @@ def trouble(err: Exception) -> str:
     return f"the server is not reached: {getattr(err, 'strerror', None) or err}"
 
 
-def sentence(answer: Answer) -> str:
-    """What a person should read of an answer that is no success."""
+def sentence(answer: Answer, path: str = "") -> str:
+    """What a person should read of an answer that is no success; `path` is that of the server."""
     status = f"{answer.status} {responses.get(answer.status, '')}".rstrip()
     kind, said, hint = answer.headers.get_content_type(), "", HINTS.get(answer.status, "")
     if kind.endswith("json"):
@@ -277,6 +277,8 @@ def sentence(answer: Answer) -> str:
     if 300 <= answer.status < 400:
         said = f"it leads to {answer.headers.get('Location', 'nowhere')}: name that instead"
         hint = ""
+    if path and hint == NO_API:
+        hint = f"name only the server's address, without {path}"
     said = printable(" ".join(said.split()))[:MAX_SENTENCE]
     return f"{status}: " + ("; ".join(filter(None, (said, hint))) or "nothing says why")
 

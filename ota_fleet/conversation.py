@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from ota_fleet.broker import Broker, filter_of, read_state, words_in
+from ota_fleet.broker import Broker, Nameless, filter_of, read_state, words_in
 from ota_fleet.entities import Entities, Seams
 from ota_fleet.homeassistant import (
     INSTALL,
@@ -30,6 +30,7 @@ from ota_fleet.summons import Busy, Summons, trigger
 from ota_server import Config, Event, own_url, printable, shown
 
 AT_ONCE = 20  # triggers on their way to the broker
+MAX_NAMELESS = 100  # topics that the log names
 
 log = logging.getLogger("ota.mqtt")
 
@@ -64,6 +65,7 @@ class Conversation:
         self._configs = config_topic(broker, "{device}")
         self._resumed = self._ended = self._outage = False
         self._flying = 0  # triggers
+        self._nameless: set[str] = set()  # topics of which the log says so
         self.will = Message(self._status, OFFLINE, retain=True)  # when the connection breaks
 
     def filters(self) -> tuple[str, ...]:
@@ -145,12 +147,18 @@ class Conversation:
                     self.will._replace(payload=ONLINE), None
                 )  # another one's; this one is there
         elif node := words_in(self._buttons, topic):
-            if message.payload == INSTALL and not message.retain:
-                self._entities.install(node["device"])
+            self._hear_button(node["device"], message)
         elif self._broker.discovery and (node := words_in(self._configs, topic)):
             self._entities.hear(node["device"], message.payload, time.monotonic())
         elif (words := words_in(self._broker.state, topic)) is not None:
             self._hear_state(words, message)
+
+    def _hear_button(self, node: str, message: Message) -> None:
+        if message.payload != INSTALL:
+            said = shown(message.topic), message.payload[:64], INSTALL.decode()
+            log.info("%s: %r is ignored, a button says %s", *said)
+        elif not message.retain:
+            self._entities.install(node)
 
     def _hear_state(self, words: Mapping[str, str], message: Message) -> None:
         if message.retain:  # the device may have said so long ago
@@ -158,7 +166,7 @@ class Conversation:
         try:
             device, project, version, is_busy = read_state(words, message.payload)
         except ValueError as err:
-            log.debug("%s: %r: %s", shown(message.topic), message.payload[:64], err)
+            self._complain(message, err)
             return
         at = int(time.time())
         self._registry.seen(
@@ -180,6 +188,15 @@ class Conversation:
             self._seams.hear(device, str(version), at)
         if self._broker.discovery:
             self._entities.noticed(device)
+
+    def _complain(self, message: Message, why: ValueError) -> None:
+        """Tells the log what is ignored: once of each topic that names no device, else at debug."""
+        topic, level = message.topic, logging.DEBUG
+        is_news = isinstance(why, Nameless) and topic not in self._nameless
+        if is_news and len(self._nameless) < MAX_NAMELESS:
+            self._nameless.add(topic)
+            level = logging.INFO
+        log.log(level, "%s: %r: %s", shown(topic), message.payload[:64], why)
 
 
 def _unheard(_message: Message, _done: Callable[[], None] | None) -> None:

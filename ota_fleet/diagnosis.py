@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
 
-from ota_fleet.findings import Finding, fail, warn
+from ota_fleet.findings import WAITING, Finding, fail, warn
 from ota_fleet.handshake import FRAGMENT, Certificate, Flight, read_certificate
 from ota_fleet.probe import Answer, Asked, Target, request
 from ota_server import Facts, inspect, printable
@@ -193,9 +193,9 @@ def of_answer(kind: str, answer: Answer) -> Iterator[Finding]:
     if answer.status == 200:
         yield from of_image(kind, answer)
     elif answer.status == 304:
-        yield warn(
-            "nothing-newer", f"304, no image was seen: {reason(answer) or 'no reason given'}"
-        )
+        why = reason(answer) or "no reason given"
+        waiting = warn("nothing-newer", f"304, no image was seen: {why}")
+        yield waiting._replace(advice=WAITING.get(why.partition(":")[0], ""))
     else:
         yield of_status(kind, answer)
 

@@ -57,9 +57,8 @@ def read_options(argv: Sequence[str]) -> Options:
     option("--as", dest="kind", choices=tuple(DEVICES), help="default: esp8266, then esp32")
     option("--version", default="0.0.1", help="the version it claims to run (default: 0.0.1)")
     option("--token", default="", help="the token that it sends")
-    option(
-        "--cacert", metavar="PEM", help="what the sketch trusts (default: what this system does)"
-    )
+    text = "what the sketch trusts (default: what this system does)"
+    option("--cacert", "--ca", metavar="PEM", help=text)
     option("--timeout", type=float, default=8.0, help="seconds, at most (default: 8)")
     given = parser.parse_args(argv)
     try:

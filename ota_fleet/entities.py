@@ -150,7 +150,8 @@ class Entities:
         device = self._registry.device(told.device)
         release = self._seams.latest(device) if device else None
         if device is None or release is None:
-            log.info("Home Assistant wants an update of %s: there is none", shown(node))
+            why = "there is none" if device else "no device is known by that name"
+            log.info("Home Assistant wants an update of %s: %s", shown(node), why)
             return
         self._seams.approve(device.id, release.project, str(release.version))
         self._call(device.id)

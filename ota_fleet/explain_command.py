@@ -31,7 +31,7 @@ DESCRIPTION = """Says rule by rule why a device gets a release or not, as a serv
 --state would decide now. Nothing is given to the device.
 Ends with 0: it would get the release; 1: it would not; 2: wrong usage, or the server cannot be
 asked."""
-TOKEN = "OTA_TOKEN"  # noqa: S105 - where it is
+TOKEN, OWN_TOKEN = "OTA_UPLOAD_TOKEN", "OTA_TOKEN"  # where it is: as for publish, or alone
 ASKED = ("device", "version", "project", "running")
 
 
@@ -54,7 +54,8 @@ def read_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
     add_options(parser, f"of a viewer; better in {TOKEN}: arguments stand in the list of processes")
     given = parser.parse_args(argv)
     try:
-        remote = read_remote(given.url, given, TOKEN, environ.get(TOKEN))
+        token = environ.get(TOKEN) or environ.get(OWN_TOKEN)
+        remote = read_remote(given.url, given, TOKEN, token)
     except ValueError as err:
         parser.error(str(err))
     return Options(remote, {each: value for each in ASKED if (value := getattr(given, each))})
@@ -70,7 +71,8 @@ def ask(options: Options) -> dict[str, Any]:
     except (OSError, HTTPException) as err:
         raise Unreachable(trouble(err)) from err
     if answer.status != 200:
-        raise Refused(answer.status, sentence(answer))
+        said = sentence(answer, options.remote.to.path)
+        raise Refused(answer.status, said.replace(" ?project, and ?", " --project, and --"))
     if any(each not in answer.data for each in EXPLANATION["required"]):
         raise Refused(answer.status, f"what answers is no ota-server: {NO_API}")
     return answer.data
@@ -138,7 +140,10 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         found = ask(options)
     except (Refused, Unreachable) as why:
-        text = f"ota-server: {why}".replace(options.remote.token, "***")  # whoever repeated it
+        where = f"{options.remote.to.authority}: " if isinstance(why, Unreachable) else ""
+        text = f"ota-server: {where}{why}".replace(
+            options.remote.token, "***"
+        )  # whoever repeated it
         sys.stderr.write(text + "\n")
         return 2
     sys.stdout.write("".join(f"{printable(line)}\n" for line in lines(found)))

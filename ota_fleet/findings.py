@@ -41,7 +41,7 @@ CURES = {
     "token-clear": "use https://",
     "no-challenge": "send WWW-Authenticate with a 401",
     "forbidden": "look at --allow, at signatures and at the project in the URL; with --admit "
-    "whitelist, admit 5C:CF:7F:00:00:01 and 24:6F:28:00:00:01, as which this asks",
+    "whitelist, admit 00:00:5E:00:53:01 and 00:00:5E:00:53:02, as which this asks",
     "wrong-chip": "have a URL for each chip, or a server that looks at the device's fields",
     "not-found": "correct the path; the last part of the URL is the project",
     "bad-request": "read the reason; a wrong path and a strict proxy are the likely causes",
@@ -73,6 +73,19 @@ CURES = {
     "plain-http": "use https://, or build with CONFIG_ESP_HTTPS_OTA_ALLOW_HTTP",
 }
 
+WAITING = {  # why a server with a memory gives nothing to a device that claims an older version
+    "loop": "let the device try again, on its page, once it is known why it cannot run it",
+    "halted": "the rollout stopped by itself: resume or abort it on its page",
+    "paused": "somebody paused the rollout: resume it",
+    "aborted": "somebody ended the rollout for good: begin another one",
+    "waiting-for-stage": "all is well: the rollout has not come to this device yet",
+    "paced": "all is well: ask again later, the rollout lets only so many download at a time",
+    "on-hold": "somebody holds the device, its group or its project: release it",
+    "outside-window": "all is well: ask again in the maintenance window",
+    "waiting-for-approval": "all is well: approve the version for a device, on its page",
+    "withdrawn": "somebody took the release back: restore it, or upload another one",
+}
+
 
 class Finding(NamedTuple):
     """One line for the operator. The levels: ok, warn, FAIL."""
@@ -80,11 +93,12 @@ class Finding(NamedTuple):
     level: str
     code: str
     sentence: str
+    advice: str = ""  # in the place of the cure that belongs to the code
 
     @property
     def cure(self) -> str:
         """How to mend it; empty where nothing is wrong."""
-        return "" if self.level == "ok" else CURES[self.code]
+        return "" if self.level == "ok" else self.advice or CURES[self.code]
 
 
 def fail(code: str, sentence: str) -> Finding:

@@ -60,6 +60,8 @@ FROM (SELECT project, version, COUNT(*) AS devices, COUNT(*) FILTER (WHERE last_
     FROM device GROUP BY project, version) AS found
 LEFT JOIN alias ON alias.name = found.project
 GROUP BY 1, 2 ORDER BY 1, SUM(devices) DESC, 2"""
+_LOOPING = """SELECT COALESCE(alias.project, loop.project), COUNT(DISTINCT device)
+FROM loop LEFT JOIN alias ON alias.name = loop.project GROUP BY 1"""
 _VERSIONS = """SELECT version FROM device WHERE version <> '' GROUP BY version
 ORDER BY COUNT(*) DESC, version LIMIT ?"""
 _TROUBLE = """SELECT id, project, version, last_seen, offered, offers FROM device
@@ -202,6 +204,10 @@ class History:
         """All projects and versions that devices have, by project, the most used first."""
         since = now - HOUR, now - DAY, now - MONTH, now - MONTH
         return [Count(*row) for row in self._registry.rows(_COUNTS, *since)]
+
+    def looping(self) -> dict[str, int]:
+        """How many devices of a project are refused what they were given in vain."""
+        return dict(self._registry.rows(_LOOPING))
 
     def versions(self, limit: int = 200) -> list[str]:
         """What devices say that they run, the most used first."""

@@ -41,7 +41,7 @@ from ota_fleet.deliveries import (
 )
 from ota_fleet.history import DAY, HOUR, MONTH
 from ota_fleet.registry import MAX_PAGE, Registry, normal_id
-from ota_fleet.rows import MAX_INTEGER, clean
+from ota_fleet.rows import MAX_INTEGER, clean, is_example
 from ota_server import (
     COMPLAIN_SECONDS,
     UNVERSIONED,
@@ -257,7 +257,7 @@ class Hooks:
             return
         refused = isinstance(outcome, Objection) and outcome.code == NOT_ADMITTED
         key = report.device, NOT_ADMITTED if refused else ""
-        if key in self._met:
+        if key in self._met or is_example(key[0]):
             return
         if len(self._met) >= MAX_MET:
             self._met.clear()

@@ -112,13 +112,17 @@ class Sources(NamedTuple):
         ]
         yield Family("ota_devices", "gauge", "Devices, by what they say that they run.", samples)
         projects = {project for project, _ in devices}
-        failing, silent = Counter(dict.fromkeys(projects, 0)), Counter(dict.fromkeys(projects, 0))
+        failing, looping, silent = (Counter(dict.fromkeys(projects, 0)) for _ in range(3))
         for each in counts:
             project = each.project if each.project in projects else OTHER
             failing[project] += each.failing
             silent[project] += each.month - each.day
-        text = "Devices that got one version three times or more and do not run it."
+        for name, number in self.history.looping().items():
+            looping[name if name in projects else OTHER] += number
+        text = "Devices that got one version three times or more, last time they asked."
         yield gauge("ota_devices_failing", text, failing, "project")
+        text = "Devices that are not given what they got in vain, until somebody says so."
+        yield gauge("ota_devices_looping", text, looping, "project")
         text = "Devices not seen for a day, but in the last 31."
         yield gauge("ota_devices_silent", text, silent, "project")
         text = "Devices that nobody admitted to their project."

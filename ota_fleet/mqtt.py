@@ -29,7 +29,7 @@ from ota_fleet.conversation import Conversation, Message
 from ota_fleet.entities import Seams
 from ota_fleet.registry import Registry
 from ota_fleet.summons import Summons
-from ota_server import Config, Event
+from ota_server import Config, Event, shown
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client, MQTTMessage
@@ -80,6 +80,9 @@ def start(
     broker: Broker, config: Config, registry: Registry, summons: Summons, seams: Seams
 ) -> Running:
     """Begins to connect, and to talk once it is; waits for nothing."""
+    if broker.command and "{" not in broker.command:
+        log.info("all devices are told to ask on %s: for a topic each, put {mac} into command=",
+                 shown(broker.command))  # fmt: skip
     talk = Conversation(broker, config, registry, summons, seams)
     return Running(talk.listen, Link(broker, client_id(config), talk).close)
 
@@ -172,7 +175,7 @@ class Link:
         self._unacked.clear()
         client = self._client()
         try:
-            client.connect(self._broker.host, self._broker.port, KEEPALIVE)
+            self._connect(client)
             with selectors.DefaultSelector() as selector:
                 selector.register(self._ear, READ)
                 while not self._closing.is_set():
@@ -203,6 +206,15 @@ class Link:
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         return client
+
+    def _connect(self, client: Client) -> None:
+        """Opens the connection, with TLS where that is wanted. OSError: why not."""
+        try:
+            client.connect(self._broker.host, self._broker.port, KEEPALIVE)
+        except (ssl.SSLError, ConnectionResetError) as err:  # who knows no TLS just hangs up
+            if not self._broker.secure or isinstance(err, ssl.SSLCertVerificationError):
+                raise
+            raise OSError(f"{_words(err)}; is this a TLS port? Try mqtt://") from err
 
     def _take_turn(self) -> float:
         """Lets what there is be said; gives back how many seconds to wait for an answer."""

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 # The bytes of ESP8266httpUpdate.cpp:166-187, HTTPUpdate.cpp:166-215 and esp_http_client.c, in
 # their order; lines without a value are left out. There is room for any image, as nobody knows
-# the device.
+# the device. The MACs are nobody's (RFC 7042 2.1.2), so that a server forgets who asked.
 REQUESTS = {
     "esp8266": """\
 {method} {path} HTTP/1.0
@@ -40,8 +40,8 @@ User-Agent: ESP8266-http-Update
 Authorization: {authorization}
 Connection: close
 x-ESP8266-Chip-ID: 1
-x-ESP8266-STA-MAC: 5C:CF:7F:00:00:01
-x-ESP8266-AP-MAC: 5E:CF:7F:00:00:01
+x-ESP8266-STA-MAC: 00:00:5E:00:53:01
+x-ESP8266-AP-MAC: 02:00:5E:00:53:01
 x-ESP8266-free-space: 8388608
 x-ESP8266-sketch-size: 299952
 x-ESP8266-sketch-md5: {sketch_md5}
@@ -58,9 +58,9 @@ User-Agent: ESP32-http-Update
 Connection: close
 Authorization: {authorization}
 Cache-Control: no-cache
-x-ESP32-BASE-MAC: 24:6F:28:00:00:01
-x-ESP32-STA-MAC: 24:6F:28:00:00:01
-x-ESP32-AP-MAC: 24:6F:28:00:00:02
+x-ESP32-BASE-MAC: 00:00:5E:00:53:02
+x-ESP32-STA-MAC: 00:00:5E:00:53:02
+x-ESP32-AP-MAC: 00:00:5E:00:53:03
 x-ESP32-free-space: 8388608
 x-ESP32-sketch-size: 399968
 x-ESP32-sketch-md5: {sketch_md5}

@@ -302,7 +302,7 @@ def main(
         say(f"ota-server: {refused.reason}")
         return 1
     except Unreachable as unreachable:
-        say(f"ota-server: {unreachable}")
+        say(f"ota-server: {options.remote.to.authority}: {unreachable}")
         return 3
     except KeyboardInterrupt:
         say("ota-server: interrupted; a second try does no harm")

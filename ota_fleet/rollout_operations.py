@@ -246,8 +246,8 @@ class RolloutOperations:
         report = report_of(known) if known else Report("", "", device=normal_id(name) or None)
         project = within(call.actor, self.stock.resolve(project or report.project))
         if not project:
-            who = shown(name) if name else "no device"
-            raise Refused(422, f"?project is needed: {who} is not known to be of one")
+            who = f"{shown(name)} never asked, or less than 2 s ago" if name else "no ?device"
+            raise Refused(422, f"{who}: add ?project, and ?running")
         running = call.query.get("running", "")
         with sentences():
             if running:

@@ -240,6 +240,11 @@ def normal_id(text: str) -> str:
     return ":".join(digits[i : i + 2] for i in range(0, 12, 2))
 
 
+def is_example(device: str) -> bool:
+    """Whether it is a MAC address for documentation, RFC 7042 2.1.2: the doctor's, nobody's."""
+    return normal_id(device).startswith("00:00:5E:00:53:")
+
+
 @dataclass(frozen=True, slots=True)
 class StoredFile:
     """Bytes that were uploaded under a path; digests are lower-case hex."""

@@ -209,6 +209,9 @@ def backup(argv: Sequence[str], _environ: Mapping[str, str]) -> int:
     state, file = map(Path, argv)
     path = state / "fleet.db"
     try:
+        if not path.exists():
+            sys.stderr.write(f"ota-server: there is no {path}\n")
+            return 2
         with closing(connect(path)) as connection:
             save(connection, path, file)
     except (RuntimeError, sqlite3.Error, OSError) as err:

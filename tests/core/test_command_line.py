@@ -201,6 +201,10 @@ WRONG = [
     pytest.param(("--cert", "/nowhere.pem"), "/nowhere.pem", id="no-certificate"),
     pytest.param(("--cert", "alone/ota_server.py"), "alone/ota_server.py", id="no-pem"),
     pytest.param(("--key", "/nowhere.pem"), "--key", id="key-without-certificate"),
+    pytest.param(("--admit", "whitelist"), ": --admit needs --state", id="admit-without-state"),
+    pytest.param(("--mqtt", "mqtt://me:x@h"), ": --mqtt needs --state\n", id="mqtt-without-state"),
+    pytest.param(("--backup", "kept.db"), ": --backup needs --state", id="backup-without-state"),
+    pytest.param(("--public-url", "ota.example"), ": --public-url begins with http", id="no-url"),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import shutil
 import socket
 import subprocess
@@ -146,11 +147,14 @@ def furnished_broker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def example_conf(folder: Path) -> str:
-    """The example of a configuration, as it is used here."""
+def example_conf(folder: Path, passwords: str) -> str:
+    """The example of a configuration, as it is used here, with the certificates of its README."""
     (folder / "ota.acl").write_text((EXAMPLE / "acl").read_text())
-    (folder / "ota.passwords").write_text((folder / "passwords").read_text())
-    (folder / "ota.passwords").chmod(0o600)
+    (folder / "ota.passwords").touch(0o600)
+    (folder / "ota.passwords").write_text(passwords)
+    text = (EXAMPLE / "README.md").read_text().replace("192.168.1.5", "127.0.0.1")
+    lines = "\n".join(re.findall("^    ((?:openssl|printf) .*)", text, re.MULTILINE))
+    subprocess.run(["sh", "-ec", lines], cwd=folder, check=True, capture_output=True)
     text = (EXAMPLE / "mosquitto.conf").read_text()
     for before, after in (
         ("1883", "{port}"),

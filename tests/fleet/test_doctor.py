@@ -15,7 +15,7 @@ import pytest
 
 from ota_fleet import diagnosis, findings, probe
 from ota_fleet.doctor import main
-from ota_fleet.findings import CURES, Finding
+from ota_fleet.findings import CURES, WAITING, Finding
 from ota_fleet.probe import Answer, Asked, Target, read_url, request
 from tests.data.make_images import esp8266_image, gzip_image
 from tests.devices import Esp32, Esp8266
@@ -345,6 +345,7 @@ def test_an_ipv6_address_stands_in_brackets_in_host() -> None:
         ["--timeout", "0", "http://ota.example/"],
         ["--as", "avr", "http://ota.example/"],
         ["--cacert", "/nonexistent", "http://ota.example/"],
+        ["--ca", "/nonexistent", "http://ota.example/"],
         ["--cacert", str(ROOT / "README.md"), "http://ota.example/"],
     ],
 )
@@ -383,6 +384,20 @@ def test_every_cure_belongs_to_a_finding_and_reverse() -> None:
     assert set(CURES) - {code for code in CURES if f'"{code}"' in source} == {
         "token-basic", "token-bearer",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("code", [*WAITING, "not-newer"])
+def test_what_the_rollout_says_has_a_cure_of_its_own(code: str) -> None:
+    asked = Healthy(status="304 Not Modified", more=(f"X-OTA-Reason: {code}: no",))
+    with scripted(asked) as port:
+        (found,) = findings_of(f"http://127.0.0.1:{port}/lamp", "--as", "esp8266")
+    assert found.code == "nothing-newer"
+    assert found.cure == WAITING.get(code, CURES["nothing-newer"])
+
+
+def test_a_cure_of_its_own_is_for_a_reason_that_there_is() -> None:
+    reasons = re.findall("^\\| `([a-z-]+)`", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert set(WAITING) <= set(reasons)
 
 
 def test_a_good_finding_has_no_cure() -> None:

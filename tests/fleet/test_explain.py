@@ -528,8 +528,8 @@ def test_explaining_gives_nothing_and_writes_nothing(house: House) -> None:
 @pytest.mark.parametrize(
     ("who", "query", "status", "why"),
     [
-        ("viewer", "", 422, "?project is needed: no device is not known to be of one"),
-        ("viewer", "device=none", 422, "?project is needed: 'none' is not known to be of one"),
+        ("viewer", "", 422, "no ?device: add ?project, and ?running"),
+        ("viewer", "device=none", 422, "'none' never asked, or less than 2 s ago: add ?project"),
         ("viewer", f"device={MACS[0]}&version=new", 422, "'new' is no version"),
         ("viewer", f"device={MACS[0]}&running=old", 422, "'old' is no version"),
         ("viewer", f"device={MACS[0]}&version=9.9.9", 404, "there is no 9.9.9 of 'firmware'"),
@@ -560,7 +560,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command: status, output, complaint."""
 
     def run(*argv: str, token: str = TOKEN) -> tuple[int, str, str]:
-        status = explain_command.main(argv, {"OTA_TOKEN": token} if token else {})
+        environ = {"OTA_UPLOAD_TOKEN": token, "OTA_TOKEN": "other"} if token else {}
+        status = explain_command.main(argv, environ)
         return status, *capsys.readouterr()
 
     return run
@@ -621,11 +622,11 @@ URL = "http://127.0.0.1:1"
         ((URL,), TOKEN, "--device"),
         (("127.0.0.1", "--device", "x"), TOKEN, "begins with http://host"),
         ((f"{URL}/?x=1", "--device", "x"), TOKEN, "a URL without a query"),
-        ((URL, "--device", "x"), "", "a token is needed: OTA_TOKEN or --token"),
+        ((URL, "--device", "x"), "", "a token is needed: OTA_UPLOAD_TOKEN or --token"),
         ((URL, "--device", "x", "--timeout", "0"), TOKEN, "--timeout: more than 0"),
         ((URL, "--device", "x", "--ca", "none.pem"), TOKEN, "--ca none.pem: no certificate"),
         ((URL, "--device", "x", "--force"), TOKEN, "unrecognized arguments: --force"),
-        ((URL, "--device", "x"), TOKEN, "nobody listens at this address"),
+        ((URL, "--device", "x"), TOKEN, "127.0.0.1:1: nobody listens at this address"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(
@@ -664,7 +665,11 @@ def test_server_that_does_not_answer_is_one_line_and_status_2(
 @pytest.mark.parametrize(
     ("query", "why"),
     [
-        (("--device", "none"), "422 Unprocessable Entity: ?project is needed: 'none' is not known"),
+        (
+            ("--device", "none"),
+            "422 Unprocessable Entity: 'none' never asked, or less than 2 s ago: "
+            "add --project, and --running\n",
+        ),
         (("--device", MACS[0], "--version", "9.9.9"), "404 Not Found: there is no 9.9.9"),
     ],
 )
@@ -674,6 +679,13 @@ def test_refusal_of_the_server_is_its_sentence(
     status, out, err = run(f"http://127.0.0.1:{stand.port}", *query, token=house.tokens["viewer"])
     assert (status, out) == (2, "")
     assert err.startswith(f"ota-server: {why}")
+
+
+def test_project_in_the_url_is_said(house: House, stand: Stand, run: Run) -> None:
+    url = f"http://127.0.0.1:{stand.port}/firmware"
+    status, _, err = run(url, "--device", MACS[0], token=house.tokens["viewer"])
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.endswith("; name only the server's address, without /firmware\n")
 
 
 def test_the_script_explains(house: House, stand: Stand) -> None:
@@ -692,5 +704,5 @@ def test_the_script_explains(house: House, stand: Stand) -> None:
 def test_help_says_what_each_status_means(capsys: pytest.CaptureFixture[str]) -> None:
     assert explain_command.main(["--help"], {}) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for words in ("0: it would get", "1: it would not", "2: wrong usage", "OTA_TOKEN"):
+    for words in ("0: it would get", "1: it would not", "2: wrong usage", "OTA_UPLOAD_TOKEN"):
         assert words in out

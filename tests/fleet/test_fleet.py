@@ -233,6 +233,16 @@ def test_credentials_come_from_the_environment_and_are_not_shown() -> None:
     assert "'open'" not in repr(config)
 
 
+def test_wrong_broker_is_a_sentence_about_the_broker(folder: Path) -> None:
+    options = ("--dir", folder, "--state", folder.parent / "state", "--mqtt", "mqtt://broker:65536")
+    done = subprocess.run(
+        [sys.executable, with_fleet(folder.parent), *options],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "ota-server: --mqtt: 65536 is no port, 65535 is the last one\n"
+
+
 def backup(folder: Path, file: Path) -> subprocess.CompletedProcess[str]:
     """What --backup does and says."""
     options = ("--state", folder.parent / "state", "--backup", file)
@@ -262,17 +272,21 @@ def test_backup_is_made_while_the_server_runs_and_can_be_put_back(folder: Path) 
         assert [device.id for device in registry.devices()] == [MAC]
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_backup_that_cannot_be_made_says_why(folder: Path, there: bool) -> None:
-    if there:
-        with remembering(folder):
-            pass
-    file = folder.parent / ("nowhere/kept.db" if there else "kept.db")
+def test_backup_that_cannot_be_made_says_why(folder: Path) -> None:
+    with remembering(folder):
+        pass
+    file = folder.parent / "nowhere" / "kept.db"
     done = backup(folder, file)
     assert (done.returncode, done.stdout, file.exists()) == (1, "", False)
-    assert f"fleet.db is not copied to {file}: " in done.stderr
-    assert "Traceback" not in done.stderr
-    assert (folder.parent / "state" / "fleet.db").exists() == there
+    assert re.fullmatch(f"ota-server: .*fleet.db is not copied to {file}: .*\n", done.stderr)
+
+
+def test_backup_of_nothing_is_wrong_usage_and_makes_nothing(folder: Path) -> None:
+    state, file = folder.parent / "state", folder.parent / "kept.db"
+    done = backup(folder, file)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"ota-server: there is no {state}/fleet.db\n"
+    assert (file.exists(), state.exists()) == (False, False)
 
 
 # -- 2. Who was here ------------------------------------------------------------------------------

@@ -304,7 +304,9 @@ def test_progress_is_said_once_a_second_at_most(broker: Mosquitto, path: Path) -
 # -- 3. The button ---------------------------------------------------------------------------------
 
 
-def test_install_approves_the_newest_and_tells_the_device(broker: Mosquitto, path: Path) -> None:
+def test_install_approves_the_newest_and_tells_the_device(
+    broker: Mosquitto, path: Path, lines: Callable[[str], list[str]]
+) -> None:
     command = "/switch/cmd/5ccf7f123456"
     with (
         with_lamp(path, broker.url()) as talk,
@@ -318,6 +320,10 @@ def test_install_approves_the_newest_and_tells_the_device(broker: Mosquitto, pat
         url = url_in(device.wait(command).payload)
         assert url == f"{SERVER}/lamp/latest.bin?id={MAC}&version=1.0.0"
         assert talk.notes.approved == [(MAC, "lamp", "2.0.0")]
+        (line,) = lines(f"INFO '{INSTALL}': ")
+        assert line.endswith("b'WHATEVER' is ignored, a button says INSTALL")
+        (line,) = lines("INFO Home Assistant wants an update of 'ota_unknown'")
+        assert line.endswith("no device is known by that name")
 
 
 def test_install_of_what_is_not_there_is_said(

@@ -41,6 +41,7 @@ from ota_fleet.deliveries import (
 from ota_fleet.history import DAY, HOUR, MONTH, History
 from ota_fleet.hooks import CALM, LEASE, MAX_TRIES, MAX_WEBHOOKS, NAMED, SWEPT, Hooks
 from ota_fleet.ledger import Ledger
+from ota_fleet.probe import REQUESTS
 from ota_fleet.projects import rename
 from ota_fleet.registry import Registry
 from ota_fleet.rows import Project
@@ -1146,6 +1147,18 @@ def test_device_that_nobody_has_seen_is_told_with_what_it_says(
     assert (heard.data["event"], heard.data["data"]) == ("device.unknown", wanted)
 
 
+@pytest.mark.parametrize("kind", ["esp8266", "esp32"])
+def test_doctor_leaves_no_trace(kind: str, desk: Desk, there: Listening) -> None:
+    device = re.search("STA-MAC: (.*)", REQUESTS[kind])
+    assert device is not None
+    desk.add(there.url)
+    ask(desk, device[1], device[1].lower().replace(":", ""))
+    desk.work()
+    assert strangers(there) == []
+    assert desk.registry.device(device[1]) is None
+    assert (desk.history.hours(), desk.history.recent()) == ([], [])
+
+
 def test_flood_of_strangers_is_one_delivery_that_names_some(desk: Desk, there: Listening) -> None:
     desk.add(there.url)
     ask(desk, *(mac(number) for number in range(1_000)))
@@ -1289,13 +1302,18 @@ def test_webhook_comes_with_its_entry_in_the_audit_or_not_at_all(house: House) -
     assert house.admin("GET", "webhooks/1/deliveries").data["items"] == []
 
 
-def test_receiver_of_the_documentation_takes_what_is_signed_only(desk: Desk) -> None:
+def test_receiver_of_the_documentation_takes_what_is_signed_only(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
     lines = text[text.index("    import hashlib, hmac") :].partition("\n\nA receiver")[0]
-    names: dict[str, Any] = {"SECRET": SECRET.encode()}
-    exec(textwrap.dedent(lines), names)  # noqa: S102 - it is ours
+    end = 'http.server.ThreadingHTTPServer(("", 8090), Receiver).serve_forever()'
+    program = textwrap.dedent(lines).replace(end, 'server = HTTPServer(("127.0.0.1", 0), Receiver)')
+    names: dict[str, Any] = {"HTTPServer": HTTPServer}
+    monkeypatch.setenv("SECRET", SECRET)
+    exec(program, names)  # noqa: S102 - it is ours
     names["Receiver"].log_message = lambda *_: None
-    with serving(HTTPServer(("127.0.0.1", 0), names["Receiver"])) as port:
+    with serving(names["server"]) as port:
         desk.time = time.time()
         desk.add(f"http://127.0.0.1:{port}/")
         desk.tell()

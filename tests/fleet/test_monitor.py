@@ -302,6 +302,17 @@ def test_devices_that_need_somebody_are_counted(watch: Watch) -> None:
     assert watch.values("ota_devices_unknown") == {(): 3}
 
 
+def test_devices_that_are_refused_what_they_got_in_vain_are_counted(watch: Watch) -> None:
+    watch.registry.write("INSERT INTO alias (name, project) VALUES ('bulb', 'lamp')")
+    watch.see(decided(device=mac(0)), decided(device=mac(1), project="door"))
+    looping = "INSERT INTO loop (device, sha256, project, version, at) VALUES (?, ?, ?, '2.0.0', 1)"
+    for number, sha256, project in (
+        (0, "aa", "lamp"), (0, "bb", "lamp"), (2, "aa", "bulb"), (3, "cc", "gone"),
+    ):  # fmt: skip
+        watch.registry.write(looping, mac(number), sha256, project)
+    assert watch.values("ota_devices_looping") == {("door",): 0, ("lamp",): 2, ("other",): 1}
+
+
 def test_attempts_and_rollouts_are_those_that_are_told(watch: Watch) -> None:
     assert watch.values("ota_rollouts") == {(state,): 0 for state in STATES}
     assert watch.values("ota_attempts") == {}

@@ -79,8 +79,10 @@ WRONG_URLS = [
     ("", "mqtts://user:password@broker"),
     ("http://broker", "mqtt:// or mqtts://"),
     ("mqtt://", "mqtts://user:password@broker"),
-    ("mqtt://broker:0", "mqtts://user:password@broker"),
-    ("mqtt://broker:65536", "mqtts://user:password@broker"),
+    ("mqtt://broker:0", "0 is no port, 65535 is the last one"),
+    ("mqtt://me:sec@[fd00::1]:65536/x?state=", "65536 is no port, 65535 is the last one"),
+    ("mqtt://me:70000/sec@broker", "%2F"),
+    ("mqtt://broker:1234567890", "mqtts://user:password@broker"),
     ("mqtt://broker:many", "mqtts://user:password@broker"),
     ("mqtt://[fd00::1", "mqtts://user:password@broker"),
     ("mqtt://me:sec#ret@broker", "%23"),
@@ -93,8 +95,11 @@ WRONG_URLS = [
     ("mqtt://broker?command=/cmd/{name}", "{name}, but {device}, {mac}, {project}, {group}"),
     ("mqtt://broker?command=/cmd/{device!r}", "{device!r}"),
     ("mqtt://broker?command=/cmd/{", "no topic"),
-    ("mqtt://broker?command=/cmd/%2B", "no topic"),
-    ("mqtt://broker?state=/state/%23", "no topic"),
+    ("mqtt://broker?command=/cmd/%2B", "no topic to publish on: in a topic write {mac}"),
+    ("mqtt://broker?state=/state/+", "no topic to publish on: in a topic write {mac}"),
+    ("mqtt://broker?state=/state/%23", "{mac} in the place of + or #"),
+    ("mqtt://broker?state=/state/#", "# ends a URL: in a topic write {mac}"),
+    ("mqtt://me:sec@broker#", "# ends a URL"),
     ("mqtt://broker?discovery={device}", "{device}, but nothing"),
     ("mqtt://broker/ota+", "no topic"),
     ("mqtt://broker?state=a%00", "no topic"),
@@ -650,6 +655,14 @@ def test_wrong_password_is_said(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paho's socket
+def test_broker_without_tls_is_asked_without_it(
+    broker: Mosquitto, path: Path, lines: Callable[[str], list[str]]
+) -> None:
+    with talking(path, f"mqtts://server:x@127.0.0.1:{broker.port}"):
+        wait_until(lambda: bool(lines("; is this a TLS port? Try mqtt://")))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paho's socket
 def test_broker_with_a_certificate_of_nobody_we_trust_is_left(
     broker: Mosquitto, path: Path, lines: Callable[[str], list[str]]
 ) -> None:
@@ -710,13 +723,13 @@ def test_one_of_two_servers_that_stops_leaves_the_other_there(
 
 
 def test_the_examples_let_everybody_do_what_he_is_there_for(
-    furnished_broker: Path, path: Path
+    furnished_broker: Path, path: Path, tmp_path: Path
 ) -> None:
-    conf = example_conf(furnished_broker)
+    conf = example_conf(tmp_path, (furnished_broker / "passwords").read_text())
     device, command = "5ccf7f123456", "/switch/cmd/5ccf7f123456"
     entity = "ota/device/ota_5ccf7f123456"
     with (
-        started(Mosquitto(furnished_broker, conf)) as broker,
+        started(Mosquitto(tmp_path, conf)) as broker,
         listening(broker, "homeassistant", "homeassistant/#", "ota/#") as home,
         listening(broker, device, command, "/switch/cmd/#") as lamp,
         talking(path, broker.url("ota-server", secure=True)) as talk,
@@ -798,3 +811,33 @@ def test_by_default_the_payload_says_who_it_is(broker: Mosquitto, path: Path) ->
         root.say("/switch/state/root", {"firmware": "1.0.0", "mac": "5CCF7F000000"})
         wait_until(lambda: bool(talk.notes.heard))
         assert [each[:2] for each in talk.notes.heard] == [(mac(0), "1.0.0")]
+
+
+def test_whose_message_nobody_knows_is_said_once_a_topic(
+    broker: Mosquitto, path: Path, lines: Callable[[str], list[str]]
+) -> None:
+    url = broker.url(state="/switch/state/{project}")
+    with listening(broker, "homeassistant", STATUS) as root, talking(path, url) as talk:
+        root.wait(STATUS)
+        for topic in ("lamp", "lamp", "door"):
+            root.say(f"/switch/state/{topic}", {"version": "1.0.0"})
+        root.say("/switch/state/lamp", {"version": "1.0.0", "mac": MAC})
+        wait_until(lambda: bool(talk.notes.heard))
+        for topic in ("lamp", "door"):
+            (line,) = lines(f"INFO '/switch/state/{topic}': ")
+            assert 'put {mac} into state=, or "mac" into the message' in line
+
+
+@pytest.mark.parametrize(
+    ("command", "is_said"),
+    [("/switch/cmd/root", True), ("/cmd/{mac}", False), ("/cmd/{group}", False), ("", False)],
+)
+def test_one_topic_for_all_is_said_at_the_start(
+    command: str, is_said: bool, path: Path, lines: Callable[[str], list[str]]
+) -> None:
+    with (
+        answering(b"") as server,
+        talking(path, f"mqtt://127.0.0.1:{server.port}?command={command}"),
+    ):
+        pass
+    assert bool(lines("INFO all devices are told to ask on '/switch/cmd/root'")) is is_said

@@ -341,6 +341,7 @@ def test_a_port_where_nobody_listens_is_3(run: Run) -> None:
     outcome = run(Stage(port))
     assert (outcome.status, len(outcome.waits)) == (3, len(PAUSES))
     assert outcome.err.count("nobody listens at this address") == TRIES
+    assert f"ota-server: 127.0.0.1:{port}: nobody listens" in outcome.err
 
 
 def test_what_the_network_says_is_understood() -> None:
