@@ -1519,8 +1519,9 @@ def decide(
     while asks and isinstance(outcome, Release) and (objection := site.grant(report, outcome)):
         rules = (*(rules or site.rules), functools.partial(not_granted, outcome, objection))
         outcome = judge(site, report, among, rules)
+    event = Event(report, outcome)
     for listener in site.listeners:
-        listener(Event(report, outcome))
+        listener(event)
     return outcome
 
 

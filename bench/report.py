@@ -31,35 +31,12 @@ class Options:
     scale: float  # of counts such as 10,000 slow downloads
 
 
-@dataclass
-class Report:
-    """Rows of a part, printed as tables."""
+@dataclass(kw_only=True)
+class Sheet:
+    """What a part has found, printed as tables."""
 
-    title: str
-    options: Options
-    bench: Bench
-    load: Load
     left_out: list[str] = field(default_factory=list)
     goals: list[tuple[str, str, str, str, str]] = field(default_factory=list)
-
-    def start(self, *names: str, tls: bool = False) -> list[Running]:
-        """Those of the servers that can be started; says which ones cannot."""
-        return [self.bench.start(name, tls=tls) for name in names if self.can_start(name)]
-
-    def can_start(self, name: str) -> bool:
-        """Whether a server can be started; says why not."""
-        why = can_start(name)
-        if why:
-            self.leave_out(f"{name}: {why}")
-        return not why and (name != "before" or self.bench.has_before())
-
-    def has_tls(self) -> bool:
-        """Whether TLS can be measured; says why not."""
-        if not self.load.has_tls:
-            self.leave_out("TLS: OpenSSL's headers are missing (libssl-dev)")
-        elif self.bench.certificate is None:
-            self.leave_out("TLS: the openssl program is missing")
-        return self.load.has_tls and self.bench.certificate is not None
 
     def leave_out(self, why: str) -> None:
         """Notes what is not measured."""
@@ -97,6 +74,35 @@ class Report:
             say(f"left out: {why}")
         say("")
         return int(any(row[3] == "NOT met" for row in self.goals))
+
+
+@dataclass
+class Report(Sheet):
+    """The same of a part that measures servers."""
+
+    title: str
+    options: Options
+    bench: Bench
+    load: Load
+
+    def start(self, *names: str, tls: bool = False) -> list[Running]:
+        """Those of the servers that can be started; says which ones cannot."""
+        return [self.bench.start(name, tls=tls) for name in names if self.can_start(name)]
+
+    def can_start(self, name: str) -> bool:
+        """Whether a server can be started; says why not."""
+        why = can_start(name)
+        if why:
+            self.leave_out(f"{name}: {why}")
+        return not why and (name != "before" or self.bench.has_before())
+
+    def has_tls(self) -> bool:
+        """Whether TLS can be measured; says why not."""
+        if not self.load.has_tls:
+            self.leave_out("TLS: OpenSSL's headers are missing (libssl-dev)")
+        elif self.bench.certificate is None:
+            self.leave_out("TLS: the openssl program is missing")
+        return self.load.has_tls and self.bench.certificate is not None
 
 
 def say(text: str) -> None:

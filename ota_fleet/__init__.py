@@ -370,27 +370,20 @@ def remember(
 
     `resolve` gives the name of a project that was asked for by an alias.
     """
-    if event.report.device and is_example(event.report.device):
+    (report, outcome), at = event, int(now())
+    if report.device and is_example(report.device):
         return
-    report = event.report._replace(project=resolve(event.report.project))
-    outcome, at = event.outcome, int(now())
-    history.note(Event(report, outcome), at)
+    if (project := resolve(report.project)) != report.project:
+        report = report._replace(project=project)
+        event = Event(report, outcome)
+    history.note(event, at)
     if report.device is None:
         return
     known.grants.hear(event, at)
-    known.registry.seen(
-        Sighting(
-            device=report.device,
-            project=report.project,
-            chip=report.chip,
-            version=report.version,
-            sketch_md5=report.sketch_md5,
-            sketch_sha256=report.sketch_sha256,
-            free_space=report.free_space,
-            sdk=report.sdk,
-            address=report.address,
-            at=at,
-            downloaded=isinstance(outcome, Release),
-            offered=str(outcome.version) if isinstance(outcome, Release) else "",
-        )
-    )
+    offered = outcome.version.text if isinstance(outcome, Release) else ""
+    sighting = Sighting(
+        report.device, report.project, report.chip, report.version, report.sketch_md5,
+        report.sketch_sha256, report.free_space, report.sdk, report.address, at,
+        downloaded=offered != "", offered=offered,
+    )  # fmt: skip
+    known.registry.seen(sighting)

@@ -71,10 +71,10 @@ class Said(NamedTuple):
 
     policy: Policy  # pin and channel
     group: str
-    labels: str  # JSON
+    labels: Sequence[str]
 
 
-UNSAID = Said(NOTHING, "", "[]")
+UNSAID = Said(NOTHING, "", ())
 
 
 class Assignments:
@@ -96,15 +96,15 @@ class Assignments:
         """What holds for a device and a project, by what is said nearest to it."""
         if not (self._policies or self._said):
             return NOTHING
-        key = device or "", project
-        found = self._merged.get(key)
+        key, kept = (device or "", project), self._merged  # read() may replace all of it meanwhile
+        found = kept.get(key)
         if found is None:
             said = self._said.get(normal_id(key[0]), UNSAID)
             own = self._policies.get(("device", normal_id(key[0])), NOTHING)
             team = self._policies.get(("group", said.group), NOTHING) if said.group else NOTHING
             found = merged((said.policy, own, team, self.own("project", project)))
-            if len(self._merged) < MAX_MERGED:
-                self._merged[key] = found
+            if len(kept) < MAX_MERGED:
+                kept[key] = found
         return found
 
     def own(self, scope: str, name: str) -> Policy:
@@ -117,7 +117,7 @@ class Assignments:
 
     def labels(self, device: str) -> Sequence[str]:
         """The labels of a device."""
-        return tuple(json.loads(self._said.get(normal_id(device), UNSAID).labels))
+        return self._said.get(normal_id(device), UNSAID).labels if self._said else ()
 
     def is_approved(self, device: str, project: str, version: str) -> bool:
         """Whether somebody wants this device to have this version."""
@@ -171,6 +171,10 @@ class Assignments:
         key = "device", device
         self._policies = {**self._policies, key: replace(self.own(*key), again="")}
         self._merged = {}
+
+    def use_up(self, approval: tuple[str, str, str]) -> None:
+        """Lets the loop see at once that an approval has done its work."""
+        self._approved = {key: each for key, each in self._approved.items() if key != approval}
 
     def groups(self) -> list[str]:
         """All groups that a device is in, or of which something is said; sorted."""
@@ -228,8 +232,10 @@ class Assignments:
         rows = self._registry.rows
         policies = {(row[0], row[1]): _policy(row) for row in rows(_POLICIES)}
         self._said = {
-            device: Said(Policy(channel, pin) if channel or pin else NOTHING, team, labels)
-            for device, pin, channel, team, labels in rows(_SAID)
+            device: Said(
+                Policy(channel, pin) if channel or pin else NOTHING, team, json.loads(said)
+            )
+            for device, pin, channel, team, said in rows(_SAID)
         }
         found = (Approval(*row) for row in rows(_APPROVALS))
         self._approved = {each[:3]: each for each in found}

@@ -14,11 +14,13 @@ something else: who was silent may come back, who was proven may roll back.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
+from ota_fleet.rows import parsed
 from ota_server import Objection, Release, Report, Version
 
 OPEN, PROVEN, RETURNED, BROKEN, SILENT = "", "proven", "returned", "broken", "silent"
@@ -79,13 +81,18 @@ class Attempt:
     def of(cls, row: Sequence[Any]) -> Self:
         """Reads a row, in which the digests are JSON."""
         values: list[Any] = [*row]
-        values[7] = tuple(json.loads(row[7]))
+        values[7] = _digests(row[7])
         return cls(*values)
 
     @property
     def is_full(self) -> bool:
         """Whether all bytes have left."""
         return self.sent >= self.size
+
+
+@functools.lru_cache(maxsize=256)  # a fleet is given the same few images again and again
+def _digests(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
 
 
 def lane_of(kind: str) -> str:
@@ -130,7 +137,9 @@ def _means(said: str, version: str) -> bool:
 
 def _went_on(attempt: Attempt, said: str) -> bool:
     """Whether it had proven the image, and somebody gave it a newer one by another way."""
-    return attempt.outcome == PROVEN and Version.parse(said) > Version.parse(attempt.version)
+    version = parsed(said)  # by MQTT, or to the FUOTA server, a device may say any text
+    newer = version is not None and version > Version.parse(attempt.version)
+    return newer and attempt.outcome == PROVEN
 
 
 def is_news(attempt: Attempt, outcome: str) -> bool:

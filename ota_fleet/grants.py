@@ -5,11 +5,12 @@
                                   `-> Rollouts.moved() -> a stage opens, a rollout halts
 
 What a check-in makes of an attempt is in `attempts.py`. What time alone decides, that a device is
-silent, is found out whenever anything is written, and by sweep().
+silent, is found out by sweep(), each minute, and with every grant.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sqlite3
@@ -24,6 +25,7 @@ from typing import NamedTuple
 from ota_fleet.assignments import Assignments
 from ota_fleet.attempts import (
     BROKEN,
+    LEAST_PATIENCE,
     MAX_FULL,
     OPEN,
     PROVEN,
@@ -40,21 +42,23 @@ from ota_fleet.attempts import (
     patience_of,
 )
 from ota_fleet.registry import MAX_PAGE, Registry, normal_id
+from ota_fleet.rollout import Rollout
 from ota_fleet.rollouts import Notify, Rollouts, nobody
-from ota_fleet.rows import MAX_INTEGER
+from ota_fleet.rows import MAX_INTEGER, is_example
 from ota_server import Event, Objection, Refused, Release, Report, Transfer
 
 KEPT = 30  # attempts of each device
 START = 120  # seconds within which a download begins
 LONGEST = 3_600  # seconds that a download is believed to be under way
 SWEPT = 500  # attempts that one transaction finds silent
+MAX_TOLD = 20_000  # devices of which it is known what they say, some 5 MB
 MAX_LEARNED = 16  # digests by which one image is called
 
 _FIELDS = """SELECT id, device, lane, project, version, sha256, size, digests, rollout, before,
     before_digest, granted, deadline, sent, busy, ended, outcome FROM attempt """
 _LAST = _FIELDS + "WHERE device = ? AND lane = ? ORDER BY id DESC LIMIT 1"
 _LAST_OF = _FIELDS + "WHERE device = ? AND sha256 = ? ORDER BY id DESC LIMIT 1"
-_OVERDUE = _FIELDS + "WHERE outcome = '' AND deadline <= ? ORDER BY deadline LIMIT ?"
+_OVERDUE = _FIELDS + "WHERE outcome = '' AND deadline <= ? AND busy <= ? ORDER BY deadline LIMIT ?"
 _OF_DEVICE, _OF_ROLLOUT = "device = ? AND ", "rollout = ? AND "  # each has its index
 _BELOW = "id < ? ORDER BY id DESC LIMIT ?"
 _ADD = """INSERT INTO attempt (device, lane, project, version, sha256, size, digests, rollout,
@@ -80,6 +84,8 @@ _ELSEWHERE = "SELECT 1 FROM device WHERE image = ? AND version <> ? LIMIT 1"
 _INTERVAL = "SELECT interval FROM device WHERE id = ?"
 _ONCE = "UPDATE policy SET again = '' WHERE scope = 'device' AND name = ? AND again = ?"
 _APPROVED = "DELETE FROM approval WHERE device = ? AND project = ? AND version = ?"
+_LAST_HEARD = "SELECT COALESCE(MAX(last_seen), 0) FROM device"
+_EXCUSE = "UPDATE attempt SET deadline = deadline + ? WHERE outcome = ''"
 _TALLY = "SELECT outcome, COUNT(*) FROM attempt GROUP BY outcome"
 
 log = logging.getLogger("ota.grants")
@@ -95,6 +101,9 @@ class Loop(NamedTuple):
     at: int  # UTC seconds
 
 
+Words = tuple[str, str, str | None, str | None]  # kind, version, MD5, SHA-256: as a device said it
+
+
 class _Heard(NamedTuple):
     """What a device said when it was given nothing."""
 
@@ -102,7 +111,7 @@ class _Heard(NamedTuple):
     lane: str
     said: Said
     at: int  # UTC seconds
-    surely: bool = True  # it has restarted; else what it says may be of before
+    words: Words | None = None  # None: what it says may be of before it has restarted
 
 
 class _Left(NamedTuple):
@@ -149,6 +158,8 @@ class Grants:
         self._learned: Mapping[str, frozenset[str]] = {}
         self._note = registry.in_batches(self._write)
         registry.watch(self.read)
+        self._told: dict[str, Words] = {}  # by device: what would be no news from it
+        self._swept_at: int = registry.rows(_LAST_HEARD)[0][0] or int(now())  # as if until then
 
     # -- What the loop asks ------------------------------------------------------------------------
 
@@ -168,6 +179,7 @@ class Grants:
 
     def read(self) -> None:
         """Takes what the registry holds now."""
+        self._told = {}  # another server may have granted something meanwhile
         loops: dict[str, set[str]] = {}
         for device, sha256, *_ in self._registry.rows(_LOOPS, "", MAX_INTEGER):
             loops.setdefault(device, set()).add(sha256)
@@ -182,9 +194,10 @@ class Grants:
     def grant(self, report: Report, release: Release) -> Objection | None:
         """The last word about an image: None, and the row is on the disk; or why not.
 
-        For who can never prove that it runs it there is no row. Refused: 503, it cannot be written.
+        There is no row for who can never prove that it runs it, nor for the doctor. Refused: 503,
+        it cannot be written.
         """
-        if not report.is_accountable():
+        if not report.is_accountable() or is_example(report.device or ""):
             return None
         wish = _Wish(report, release)
         self._wishes.append(wish)
@@ -213,7 +226,7 @@ class Grants:
     def _grant(
         self, connection: Connection, report: Report, release: Release, now: int
     ) -> Objection | None:
-        device, objection, rollout = normal_id(report.device or ""), None, 0
+        device, objection, rollout = normal_id(report.device or ""), None, None
         last = self._last(connection, _LAST, device, lane_of(release.kind))
         goes_on = last is not None and _goes_on(last, report, release)
         if last and not goes_on:
@@ -221,35 +234,47 @@ class Grants:
         if not goes_on and self._loops_now(connection, device, release, now):
             return looping(release)
         policy = self._assignments.policy(report.device, release.project)
-        # What somebody wants of this one device is no experiment; what has begun is finished.
-        begun = goes_on and report.asks == "rest"
-        if policy.pin != release.version.text and not begun:
+        if policy.pin != release.version.text:  # what somebody wants of one device is no experiment
             objection, rollout = self._rollouts.admit(connection, report, release, now)
-        if last and goes_on and (objection is None or objection.code == "paced"):
+        if last and goes_on and _may_go_on(last, report, objection, now):
             if last.outcome:
                 self._rollouts.moved(connection, [(last.rollout, device, OPEN)], now)
             connection.execute(_AGAIN, (now + START, now, last.id))
-            return None
-        if objection is None:
+            objection = None
+        elif objection is None:
             self._add(connection, report, release, rollout, now)
+        if objection is None:
+            self._told.pop(device, None)
         return objection
 
     def _add(
-        self, connection: Connection, report: Report, release: Release, rollout: int, now: int
+        self,
+        connection: Connection,
+        report: Report,
+        release: Release,
+        rollout: Rollout | None,
+        now: int,
     ) -> None:
         device, said = normal_id(report.device or ""), Said.by(report)
-        version = release.version.text
-        plan = self._rollouts.plan_of(release)
         row = connection.execute(_INTERVAL, (device,)).fetchone()
-        patience = plan.patience or patience_of(row[0] if row else 0)
+        wanted = rollout.plan.patience if rollout else 0
+        patience = wanted or patience_of(row[0] if row else 0)
         connection.execute(_ADD, (
-            device, lane_of(release.kind), release.project, version, release.facts.sha256,
-            release.size, json.dumps(digests_of(release)), rollout, said.version, said.digest,
+            device, lane_of(release.kind), release.project, release.version.text,
+            release.facts.sha256, release.size, json.dumps(digests_of(release)),
+            rollout.id if rollout else 0, said.version, said.digest,
             now, now + patience, now + START, release.size * self._proxied, patience,
         ))  # fmt: skip
         connection.execute(_PRUNE, (device, device, KEPT))
-        if connection.execute(_ONCE, (device, version)).rowcount:
-            self._assignments.forget_again(device)
+        if self._proxied:
+            self._given_again(connection, device, release.version.text)
+
+    def _given_again(self, connection: Connection, device: str, version: str) -> None:
+        """Ends what somebody asked for: to give a device the version that it runs once more."""
+        connection.execute(_ONCE, (device, version))
+        if self._assignments.own("device", device).again == version:
+            forget = functools.partial(self._assignments.forget_again, device)
+            self._registry.once_written(forget)
 
     def _loops_now(self, connection: Connection, device: str, release: Release, now: int) -> bool:
         """Whether a device was given an image too often, which is noted."""
@@ -261,44 +286,53 @@ class Grants:
         if connection.execute(_LOOP, found).rowcount:
             data = {each: getattr(found, each) for each in ("device", "project", "version")}
             self._notify(connection, "device.looping", data)
-            self._loops = {
-                **self._loops, device: self._loops.get(device, frozenset()) | {sha256}
-            }  # fmt: skip
+            text = "%s %s %s was given in vain, %d times in full: not again until somebody says so"
+            tell = functools.partial(log.warning, text, device, found.project, found.version, count)
+            self._registry.once_written(tell)
+        self._registry.once_written(functools.partial(self._stop, device, sha256))
         return True
+
+    def _stop(self, device: str, sha256: str) -> None:
+        self._loops = {**self._loops, device: self._loops.get(device, frozenset()) | {sha256}}
 
     # -- What became of them -----------------------------------------------------------------------
 
     def hear(self, event: Event, at: int) -> None:
         """The listener that notes what a device says it runs; never waits.
 
-        What it says with a grant, that has noted itself; who gets bytes by another way is not back.
+        What it says with a grant, that has noted itself.
         """
         report, outcome = event
-        device = normal_id(report.device or "")
-        if device and not isinstance(outcome, Release):
-            self._note(_Heard(device, lane_of(report.kind), Said.by(report), at))
+        version = report.version.text if report.version else ""
+        words = report.kind, version, report.sketch_md5, report.sketch_sha256
+        if not report.device or self._told.get(report.device) == words:
+            return
+        if not (isinstance(outcome, Release) and report.is_accountable()):
+            lane, said = lane_of(report.kind), Said.by(report)
+            self._note(_Heard(normal_id(report.device), lane, said, at, words))
 
     def hear_version(self, device: str, version: str, at: int) -> None:
         """The same, of who says its version by another way, perhaps just before it restarts."""
         said = Said(version, "", "")
-        self._note(_Heard(normal_id(device), "sketch", said, at, surely=False))
+        self._note(_Heard(normal_id(device), "sketch", said, at))
 
     def carry(self, transfer: Transfer) -> None:
         """Notes what leaves; never waits."""
         device = normal_id(transfer.recipient.partition(" ")[0])
         if device == "-":
             return
-        if transfer.over:
-            self._live.pop(device, None)
-        else:
+        live = self._live.get(device)
+        if not transfer.over:
             self._live[device] = transfer
+        elif live and live.image is transfer.image:  # else it has begun anew meanwhile
+            del self._live[device]
         start = transfer.part.start
         stop = start + transfer.sent() * transfer.over
         at = int(self._now())
         self._note(_Left(device, transfer.image.sha256, start, stop, at, transfer.over))
 
     def sweep(self) -> None:
-        """Finds out who is silent, when nothing else is written. sqlite3.Error: it cannot, now."""
+        """Finds out who is silent. sqlite3.Error: it cannot, just now."""
         with self._registry.granting() as connection:
             self._sweep(connection, int(self._now()))
 
@@ -309,9 +343,14 @@ class Grants:
                 self._leave(connection, item)
                 continue
             last = self._last(connection, _LAST, item.device, item.lane)
-            if last and not (last.busy > item.at and not last.is_full):  # it downloads, elsewhere
-                self._settle(connection, last, item.said, item.at, surely=item.surely)
-        self._sweep(connection, int(self._now()))
+            is_told = last is None
+            if last and item.at >= last.granted and (last.is_full or last.busy <= item.at):
+                surely = item.words is not None
+                is_told = self._settle(connection, last, item.said, item.at, surely=surely)
+            if is_told and item.words:  # else it downloads, elsewhere; or that tells nothing
+                self._told[item.device] = item.words
+        if len(self._told) > MAX_TOLD:
+            self._told = {}
 
     def _leave(self, connection: Connection, item: _Left) -> None:
         attempt = self._last(connection, _LAST_OF, item.device, item.sha256)
@@ -320,21 +359,28 @@ class Grants:
         sent = max(attempt.sent, item.stop) if item.start <= attempt.sent else attempt.sent
         busy = 0 if item.over else item.at + LONGEST
         connection.execute(_LEFT, (sent, busy, item.at, attempt.id))
+        if sent >= attempt.size and attempt.before == attempt.version:
+            self._given_again(connection, attempt.device, attempt.version)
         if attempt.outcome == BROKEN and sent >= attempt.size:  # it was back before we knew
             self._end(connection, attempt, RETURNED, item.at)
 
     def _settle(
         self, connection: Connection, attempt: Attempt, said: Said, at: int, *, surely: bool = True
-    ) -> None:
-        """What a check-in makes of an attempt."""
-        outcome = outcome_of(attempt, said, self.learned(attempt.sha256))
+    ) -> bool:
+        """What a check-in makes of an attempt; whether it tells anything at all."""
+        same = said.version in {"", attempt.version}  # else others may have lied
+        outcome = outcome_of(attempt, said, self.learned(attempt.sha256) if same else frozenset())
         if not is_news(attempt, outcome) or not (surely or outcome == PROVEN):
-            return
+            return outcome != OPEN
         self._end(connection, attempt, outcome, at)
         if outcome == PROVEN:
-            connection.execute(_APPROVED, (attempt.device, attempt.project, attempt.version))
+            approval = attempt.device, attempt.project, attempt.version
+            if connection.execute(_APPROVED, approval).rowcount:
+                use_up = functools.partial(self._assignments.use_up, approval)
+                self._registry.once_written(use_up)
             if can_teach(attempt, said):
                 self._learn(connection, attempt, said)
+        return True
 
     def _learn(self, connection: Connection, attempt: Attempt, said: Said) -> None:
         """Notes what a device calls an image, unless others call another one so."""
@@ -343,10 +389,18 @@ class Grants:
         if others or len(known) >= MAX_LEARNED:
             return
         connection.execute(_LEARN, (attempt.sha256, said.digest))
-        self._learned = {**self._learned, attempt.sha256: known | {said.digest}}
+        keep = functools.partial(self._learn_now, attempt.sha256, said.digest)
+        self._registry.once_written(keep)
+
+    def _learn_now(self, sha256: str, digest: str) -> None:
+        self._learned = {**self._learned, sha256: self.learned(sha256) | {digest}}
 
     def _sweep(self, connection: Connection, now: int) -> None:
-        for row in connection.execute(_OVERDUE, (now, SWEPT)).fetchall():
+        away = now - self._swept_at
+        if away > LEAST_PATIENCE:  # the server was off, or its clock jumped: who was heard?
+            connection.execute(_EXCUSE, (away,))
+        self._registry.once_written(functools.partial(setattr, self, "_swept_at", now))
+        for row in connection.execute(_OVERDUE, (now, now, SWEPT)).fetchall():
             attempt = Attempt.of(row)
             self._end(connection, attempt, SILENT, now)
             data = {"device": attempt.device, "project": attempt.project}
@@ -405,3 +459,10 @@ def _goes_on(last: Attempt, report: Report, release: Release) -> bool:
     if report.asks == "rest":
         return last.outcome in {OPEN, BROKEN}
     return last.outcome == OPEN and last.sent == 0 and Said.by(report).version == last.before
+
+
+def _may_go_on(last: Attempt, report: Report, objection: Objection | None, now: int) -> bool:
+    """Whether it may, for which there is room as long as it is believed to be under way."""
+    if objection is None:
+        return True
+    return objection.code == "paced" and (report.asks == "rest" or last.busy > now)

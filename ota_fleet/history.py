@@ -10,6 +10,7 @@ A project has its own name here; what devices call it by an alias is found with 
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter, deque
 from sqlite3 import Connection
@@ -21,6 +22,7 @@ from ota_server import Event, Release
 
 RECENT = 1_000  # decisions that are kept in memory, some 2 MB
 VISITS = 30  # that stay of each device
+MAX_SAID = 20_000  # devices of which the last visit is kept in memory, some 8 MB
 HOUR = 3_600  # seconds
 DAY = 24 * HOUR
 MONTH = 31 * DAY  # who was not seen for so long is not missed any more; tallies stay as long
@@ -158,6 +160,12 @@ class History:
         self._last = 0
         self._spread_at = -SPREAD_SECONDS  # UTC seconds
         self._day = 0
+        self._said: dict[str, tuple[str, ...]] = {}  # by device: its last visit
+        registry.watch(self._forget)
+
+    def _forget(self) -> None:
+        """Another server may have written one."""
+        self._said = {}
 
     # -- Decisions ---------------------------------------------------------------------------------
 
@@ -232,10 +240,30 @@ class History:
         """Part of a batch's transaction, behind its check-ins."""
         decisions = [Decision.of(*entry) for entry in entries]
         _write_tally(connection, decisions)
-        _write_visits(connection, [each for each in decisions if each.device])
+        self._write_visits(connection, [each for each in decisions if each.device])
         now = decisions[-1].at
         if abs(now - self._spread_at) >= SPREAD_SECONDS:  # the clocks of small servers jump
             self._write_spread(connection, now)
+
+    def _write_visits(self, connection: Connection, decisions: list[Decision]) -> None:
+        """Those that are worth a row."""
+        said: dict[str, tuple[str, ...]] = {}
+        rows = []
+        for each in decisions:
+            last = said.get(each.device) or self._said.get(each.device)
+            if last is None:
+                last = connection.execute(_LAST, (each.device,)).fetchone() or ()
+            said[each.device] = each[4:]
+            if each.offered or last != each[4:]:
+                rows.append((each.at, each.device, *each[4:]))
+        connection.executemany(_VISIT, rows)
+        connection.executemany(_OLD_VISITS, {(row[1], row[1], VISITS) for row in rows})
+        self._registry.once_written(functools.partial(self._keep, said))
+
+    def _keep(self, said: dict[str, tuple[str, ...]]) -> None:
+        self._said.update(said)
+        if len(self._said) > MAX_SAID:
+            self._said = {}
 
     def _write_spread(self, connection: Connection, now: int) -> None:
         """Counts all devices for this day; a new one ends what is too old."""
@@ -246,6 +274,7 @@ class History:
             ages = ((now - MONTH) // HOUR,), (day - SPREAD_DAYS,), ()
             for statement, values in zip(_ENDED, ages, strict=True):
                 connection.execute(statement, values)
+            self._said = {}
         self._spread_at, self._day = now, day
 
 
@@ -257,18 +286,3 @@ def _write_tally(connection: Connection, decisions: list[Decision]) -> None:
     checks = Counter((each.at // HOUR, each.project) for each in decisions)
     downloads = Counter((each.at // HOUR, each.project) for each in decisions if each.offered)
     connection.executemany(_TALLY, [(*key, checks[key], downloads[key]) for key in checks])
-
-
-def _write_visits(connection: Connection, decisions: list[Decision]) -> None:
-    """Those that are worth a row."""
-    last: dict[str, tuple[str, ...]] = {}
-    rows = []
-    for each in decisions:
-        _, at, _, device, *said = each
-        if device not in last:
-            last[device] = connection.execute(_LAST, (device,)).fetchone() or ()
-        if each.offered or last[device] != tuple(said):
-            last[device] = tuple(said)
-            rows.append((at, device, *said))
-    connection.executemany(_VISIT, rows)
-    connection.executemany(_OLD_VISITS, {(row[1], row[1], VISITS) for row in rows})

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from itertools import chain, islice
+from operator import itemgetter
 from pathlib import Path
 from sqlite3 import Connection
 from time import monotonic
@@ -44,6 +45,7 @@ from ota_fleet.rows import (
     normal_id,
 )
 from ota_fleet.schema import WAIT, connect, pragma, prepare, save, transaction
+from ota_fleet.tables import CROWD_OUT, FORGET
 from ota_server import Version
 
 __all__ = ["App", "Device", "Registry", "Search", "Sighting", "StoredFile", "normal_id"]
@@ -96,23 +98,6 @@ ON CONFLICT (id) DO UPDATE SET
     offered = CASE WHEN excluded.address = '' OR excluded.offered <> '' AND excluded.version = ''
         THEN device.offered ELSE excluded.offered END
 """
-# Whom somebody admitted, or wrote a note on, is known to a person and stays.
-_CROWD_OUT = """
-DELETE FROM device WHERE id IN (
-    SELECT id FROM device
-    WHERE notes = '' AND labels = '[]' AND pin = '' AND channel = '' AND team = ''
-        AND NOT EXISTS (SELECT 1 FROM admission WHERE admission.device = device.id)
-    ORDER BY last_seen, id LIMIT ?)
-RETURNING id
-"""
-_FORGET = (  # what goes with a device
-    "DELETE FROM visit WHERE device = ?",
-    "DELETE FROM attempt WHERE device = ?",
-    "DELETE FROM member WHERE device = ?",
-    "DELETE FROM loop WHERE device = ?",
-    "DELETE FROM approval WHERE device = ?",
-    "DELETE FROM policy WHERE scope = 'device' AND name = ?",
-)
 _VERSIONS = "SELECT version, id FROM device WHERE "
 _COUNT = "SELECT COUNT(*) FROM device WHERE "
 _ADMISSIONS = """SELECT device FROM admission WHERE project = ? AND device > ?
@@ -156,6 +141,9 @@ class _Pending(Generic[T]):
         return batch
 
 
+Taken = list[tuple[_Pending[Any], list[Any]]]  # a batch of each
+
+
 class Turn:
     """A lock for which few wait, and none for long, so that threads are left for everybody else.
 
@@ -189,17 +177,19 @@ class Turn:
 class Registry:
     """The one room with a memory. Every function may be called from any thread."""
 
-    def __init__(self, path: str | Path, *, max_devices: int = MAX_DEVICES) -> None:
+    def __init__(
+        self, path: str | Path, *, max_devices: int = MAX_DEVICES, every: float = 0
+    ) -> None:
         """Opens the registry, or makes it where there is no file, and begins to write check-ins.
 
         Of more than `max_devices`, those seen longest ago are forgotten, unless somebody admitted
-        them or wrote a note on them.
+        them or wrote a note on them. `every` are the seconds between two batches; 0: as usual.
 
         Raises:
             RuntimeError: a sentence for the operator; the file was not changed. See prepare().
         """
         self._path = Path(path)
-        self._max_devices = max_devices
+        self._max_devices, self._every = max_devices, every
         prepare(self._path)
         self._pending: list[_Pending[Any]] = []
         self._see = self.in_batches(self._write_sightings)
@@ -266,23 +256,25 @@ class Registry:
     def _write_batch(self) -> None:
         with self._taken() as taken:
             if taken:
-                with transaction(self._often) as connection:
+                with self._telling(self._often) as connection:
                     self._write_all(connection, taken)
 
     @contextmanager
-    def _taken(self) -> Iterator[list[tuple[_Pending[Any], list[Any]]]]:
+    def _taken(self) -> Iterator[Taken]:
         """A batch of all that is queued; what cannot be written is not lost."""
         taken = [(each, batch) for each in self._pending if (batch := each.take())]
         try:
             yield taken
         except sqlite3.OperationalError:
-            for each, batch in taken:
-                each.batch = batch  # locked by another program, or a full disk: again in a second
+            self._put_back(taken)  # locked by another program, or a full disk: again in a second
             raise
 
-    def _write_all(
-        self, connection: Connection, taken: list[tuple[_Pending[Any], list[Any]]]
-    ) -> None:
+    @staticmethod
+    def _put_back(taken: Taken) -> None:
+        for each, batch in taken:
+            each.batch = batch
+
+    def _write_all(self, connection: Connection, taken: Taken) -> None:
         for each, batch in taken:
             each.write(connection, batch)
         if taken:
@@ -291,22 +283,24 @@ class Registry:
     @staticmethod
     def _write_sightings(connection: Connection, sightings: list[Sighting]) -> None:
         rows = [sighting.row() for sighting in sightings if sighting.device]
+        rows.sort(key=itemgetter(0))  # as the rows on the disk; of one device they stay in order
         connection.executemany(_SEEN, rows)
 
     def _crowd_out(self, connection: Connection) -> None:
         known = connection.execute("SELECT COUNT(*) FROM device").fetchone()[0]
         if known <= self._max_devices:
             return
-        gone = connection.execute(_CROWD_OUT, (known - self._max_devices,)).fetchall()
-        for statement in _FORGET:
+        gone = connection.execute(CROWD_OUT, (known - self._max_devices,)).fetchall()
+        for statement in FORGET:
             connection.executemany(statement, gone)
+        self._seen_version = -1  # who remembers something of them reads again
         if not self._full:
             self._full = True
             log.warning("max-devices %d is reached: unknown ones are forgotten", self._max_devices)
 
     def _work(self) -> None:
         """The thread that writes; a failure is told once, until it is over."""
-        while not self._closing.wait(BATCH_SECONDS):
+        while not self._closing.wait(self._every or BATCH_SECONDS):
             try:
                 self.flush()
                 self.refresh()
@@ -375,7 +369,7 @@ class Registry:
     def forget(self, device: str) -> bool:
         """Deletes what is known of a device, but its admission; False: nothing was."""
         with self.writing() as connection:
-            for statement in _FORGET:
+            for statement in FORGET:
                 connection.execute(statement, (normal_id(device),))
             return self.write("DELETE FROM device WHERE id = ?", normal_id(device)) > 0
 
@@ -521,9 +515,13 @@ class Registry:
         with self._turn, self._taken() as taken:
             self._often.execute("PRAGMA synchronous = FULL")
             try:
-                with transaction(self._often) as connection:
+                with self._telling(self._often) as connection:
                     self._write_all(connection, taken)
-                    yield connection
+                    try:
+                        yield connection
+                    except BaseException:  # what was queued is not to blame
+                        self._put_back(taken)
+                        raise
             finally:
                 self._often.execute("PRAGMA synchronous = NORMAL")
 
@@ -538,15 +536,24 @@ class Registry:
             if self._surely.in_transaction:
                 yield self._surely
                 return
-            self._told = []
-            with transaction(self._surely) as connection:
+            with self._telling(self._surely) as connection:
                 yield connection
-            for tell in self._told:
-                tell()
         self.refresh()
 
+    @contextmanager
+    def _telling(self, connection: Connection) -> Iterator[Connection]:
+        """A transaction that tells who wants to know that it is written."""
+        self._told = []
+        with transaction(connection):
+            yield connection
+        for tell in self._told:
+            tell()
+
     def once_written(self, tell: Callable[[], None]) -> None:
-        """Calls this when what this thread is writing is on the disk; if it never is, never."""
+        """Calls this when what this thread is writing is on the disk; if it never is, never.
+
+        Also of a batch, which may wait for the disk a while longer.
+        """
         self._told.append(tell)
 
     def rows(self, statement: str, *values: str | int) -> list[Any]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +28,7 @@ from ota_fleet.assignments import Assignments
 from ota_fleet.policy import STABLE
 from ota_fleet.registry import MAX_PAGE, Registry, normal_id
 from ota_fleet.rollout import (
+    ABORTED,
     FINISHED,
     HALTED,
     PAUSED,
@@ -63,8 +66,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
 _CHANGE = """UPDATE rollout SET plan = ?, state = ?, stage = ?, opened = ?, reason = ?, excused = ?
 WHERE id = ?"""
 _RESULTS = "SELECT stage, standing, devices FROM result WHERE rollout = ?"
-_ALL_RESULTS = """SELECT rollout, stage, standing, devices FROM result
-WHERE rollout IN (SELECT id FROM rollout WHERE state = 'running')"""
+_ALL_RESULTS = "SELECT rollout, stage, standing, devices FROM result"
 _ALL_MEMBERS = """SELECT rollout, device FROM member
 WHERE rollout IN (SELECT id FROM rollout WHERE state = 'running' AND plan <> ?)"""
 _MEMBER = "SELECT stage, standing FROM member WHERE rollout = ? AND device = ?"
@@ -82,6 +84,8 @@ WHERE project IN (SELECT ? UNION ALL SELECT name FROM alias WHERE project = ?) A
 _PACE = "SELECT COUNT(*), MIN(granted) FROM attempt WHERE rollout = ? AND granted > ?"
 _BUSY = "SELECT COUNT(*) FROM attempt WHERE rollout = ? AND outcome = '' AND busy > ?"
 _STATES = "SELECT state, COUNT(*) FROM rollout GROUP BY state"
+
+log = logging.getLogger("ota.rollouts")
 
 
 def nobody(_connection: Connection, _event: str, _data: Mapping[str, object]) -> None:
@@ -124,6 +128,8 @@ class Rollouts:
         self._notify = notify
         self._now = now
         self._views: dict[tuple[str, str], _View] = {}  # replaced whole, or by a key
+        self._showing = threading.Lock()  # who changes them
+        self._missed: list[Callable[[], None]] | None = None  # shown while read() is reading
         registry.watch(self.read)
 
     # -- What the loop asks ------------------------------------------------------------------------
@@ -135,7 +141,10 @@ class Rollouts:
         if view is None:
             return None
         asker = self._asker(report, view.members)
-        if found := pure.objection(advance(view.rollout, view.results, now), view.results, asker):
+        found = pure.objection(view.rollout, view.results, asker)
+        if found:  # else it is time alone that could have changed it, and for the better
+            found = pure.objection(advance(view.rollout, view.results, now), view.results, asker)
+        if found:
             return found
         return view.closed if now < view.closed_until else None
 
@@ -160,7 +169,9 @@ class Rollouts:
         if view := self._views.get((release.project, release.version.text)):
             return view.rollout.plan
         policy = self._assignments.own("project", release.project)
-        return _read(policy.plan) if policy.plan and release.modified >= policy.since else WATCHED
+        # When the file came here; when it was written says nothing, as copies may keep that.
+        came = release.identity[-1] // 1_000_000_000
+        return _read(policy.plan) if policy.plan and came >= policy.since else WATCHED
 
     def _asker(self, report: Report, members: Iterable[str]) -> Asker:
         if not report._replace(asks="image").is_accountable():  # a HEAD is answered as the GET
@@ -171,6 +182,8 @@ class Rollouts:
 
     def read(self) -> None:
         """Takes what the registry holds now."""
+        with self._showing:
+            missed = self._missed = []
         results: dict[int, dict[int, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
         for rollout, stage, standing, devices in self._registry.rows(_ALL_RESULTS):
             results[rollout][stage][COUNTED[standing]] = devices
@@ -182,14 +195,18 @@ class Rollouts:
             each = _rollout(row)
             found = {stage: Counts(**counts) for stage, counts in results[each.id].items()}
             views[each.project, each.version] = _View(each, found, members[each.id])
-        self._views = views
+        with self._showing:
+            self._views = views
+            for show in missed:
+                show()
+            self._missed = None
 
     # -- Inside a transaction of grants ------------------------------------------------------------
 
     def admit(
         self, connection: Connection, report: Report, release: Release, now: int
-    ) -> tuple[Objection | None, int]:
-        """Makes a device a member, if it may have the release now; gives back the rollout's id."""
+    ) -> tuple[Objection | None, Rollout | None]:
+        """Makes a device a member, if it may have the release now; gives back of which rollout."""
         key = release.project, release.version.text
         rows = connection.execute(_LATEST, key).fetchall()
         rollout = _rollout(rows[0]) if rows else Rollout(0, *key, self.plan_of(release), opened=now)
@@ -202,19 +219,19 @@ class Rollouts:
         if said is None:
             said = self._paced(connection, key, after, now)
         if said and not after.id:
-            return said, 0
+            return said, None
         after = self._written(connection, rollout, after, now)
         if said is None and member is None:
             connection.execute(_JOIN, (after.id, device, after.stage))
             connection.execute(_COUNT, (after.id, after.stage, "", 1))
             results = results_of(connection, after.id)
         self._show(after, results, () if said else (device,))
-        return said, 0 if said else after.id
+        return said, None if said else after
 
     def _paced(
         self, connection: Connection, key: tuple[str, str], rollout: Rollout, now: int
     ) -> Objection | None:
-        """Why there is no room just now; it is remembered for the loop."""
+        """Why there is no room just now, of which the loop will know."""
         plan, found, until = rollout.plan, None, now + CROWDED
         if plan.pace:
             count, first = connection.execute(_PACE, (rollout.id, now - plan.period)).fetchone()
@@ -229,9 +246,13 @@ class Rollouts:
             if busy >= plan.at_once:
                 reason = f"{busy} devices download {rollout.version} just now, no more may"
                 found = Objection("paced", reason, usual=True)
-        if found and (view := self._views.get(key)):
-            view.closed, view.closed_until = found, until
+        if found:
+            self._registry.once_written(functools.partial(self._close, key, found, until))
         return found
+
+    def _close(self, key: tuple[str, str], said: Objection, until: float) -> None:
+        if view := self._views.get(key):
+            view.closed, view.closed_until = said, until
 
     def moved(
         self, connection: Connection, moves: Iterable[tuple[int, str, str]], now: int
@@ -248,10 +269,10 @@ class Rollouts:
             connection.execute(_COUNT, (number, stage, standing, 1))
             touched.add(number)
         for number in sorted(touched):
-            row = connection.execute(_FIELDS + "WHERE id = ?", (number,)).fetchone()
-            rollout, results = _rollout(row), results_of(connection, number)
-            after = advance(rollout, results, now)
-            self._show(self._written(connection, rollout, after, now), results)
+            for row in connection.execute(_FIELDS + "WHERE id = ?", (number,)).fetchall():
+                rollout, results = _rollout(row), results_of(connection, number)
+                after = advance(rollout, results, now)
+                self._show(self._written(connection, rollout, after, now), results)
 
     def _written(
         self, connection: Connection, before: Rollout, after: Rollout, now: int
@@ -266,10 +287,24 @@ class Rollouts:
             if after.state != before.state and after.state in {HALTED, FINISHED}:
                 data = {each: getattr(after, each) for each in ("project", "version", "reason")}
                 self._notify(connection, f"rollout.{after.state}", {"rollout": after.id, **data})
+                level = logging.WARNING if after.state == HALTED else logging.INFO
+                tell = functools.partial(log.log, level, "rollout %d of %s %s is %s: %s", after.id)
+                said = after.project, after.version, after.state, after.reason
+                self._registry.once_written(functools.partial(tell, *said))
         return after
 
     def _show(self, rollout: Rollout, results: Results, members: Iterable[str] = ()) -> None:
-        """Lets the loop see it at once."""
+        """Lets the loop see it, as soon as it is written."""
+        show = functools.partial(self._shown, rollout, results, tuple(members))
+        self._registry.once_written(functools.partial(self._show_now, show))
+
+    def _show_now(self, show: Callable[[], None]) -> None:
+        with self._showing:
+            if self._missed is not None:
+                self._missed.append(show)
+            show()
+
+    def _shown(self, rollout: Rollout, results: Results, members: Iterable[str]) -> None:
         key = rollout.project, rollout.version
         view = self._views.get(key)
         if view is None or view.rollout.id < rollout.id:
@@ -282,18 +317,22 @@ class Rollouts:
 
     def create(self, project: str, version: Version, plan: Plan, who: str, at: int) -> Rollout:
         """Begins a rollout. Refused: 409, there is one under way."""
-        before = self._latest(project, str(version))
-        if before and before.state in {RUNNING, PAUSED} and not before.is_watched:
-            why = f"the rollout of {version} is {before.state}: abort or finish it first"
-            raise Refused(409, why)
         rollout = Rollout(0, clean(project), str(version), plan, opened=at, created=at, who=who)
         with self._registry.writing() as connection:
-            number = int(connection.execute(_ADD, _row(rollout)).fetchall()[0][0])
-        return replace(rollout, id=number)
+            self._make_room(connection, rollout, at)
+            return self._written(connection, rollout, rollout, at)
 
-    def _latest(self, project: str, version: str) -> Rollout | None:
-        rows = self._registry.rows(_LATEST, project, version)
-        return _rollout(rows[0]) if rows else None
+    def _make_room(self, connection: Connection, rollout: Rollout, at: int) -> None:
+        """Ends the one before, if nobody made a plan for that."""
+        for row in connection.execute(_LATEST, (rollout.project, rollout.version)).fetchall():
+            before = _rollout(row)
+            now = advance(before, results_of(connection, before.id), at)
+            if now.state in {RUNNING, PAUSED} and not now.is_watched:
+                why = f"the rollout of {now.version} is {now.state}: abort or finish it first"
+                raise Refused(409, why)
+            if now.state in {RUNNING, PAUSED}:
+                now = replace(now, state=ABORTED, reason="a rollout with a plan took its place")
+                self._written(connection, before, now, at)
 
     def control(self, number: int, do: str, reason: str, at: int) -> Rollout:
         """Pauses, resumes, aborts, finishes, or opens the next stage; see rollout.control().

@@ -37,11 +37,13 @@ class Sighting(NamedTuple):
 
     def row(self) -> tuple[str | int | None, ...]:
         """As device has it; whatever a device says, the database takes it."""
-        said = self.chip, self.version, self.sketch_sha256 or self.sketch_md5
         space = None if self.free_space is None else min(self.free_space, MAX_INTEGER)
-        texts = normal_id(self.device), clean(self.project), *(clean(each or "") for each in said)
-        rest = clean(self.sdk or ""), clean(self.address), self.at, self.at, int(self.downloaded)
-        return *texts, space, *rest, clean(self.offered), int(self.offered != "")
+        return (
+            normal_id(self.device), clean(self.project), clean(self.chip or ""),
+            clean(self.version or ""), clean(self.sketch_sha256 or self.sketch_md5 or ""), space,
+            clean(self.sdk or ""), clean(self.address), self.at, self.at, int(self.downloaded),
+            clean(self.offered), int(self.offered != ""),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,12 +215,16 @@ _NAME = re.compile(
     r"(?!(?i:latest(?:-minimal|-safeboot)?|api|admin|devices|files|update|versions|healthz|readyz"
     r"|metrics|.*\.(?:bin|gz|zip|json|ico|md5|sha256))\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 )
+_NORMAL = re.compile(r"(?:[0-9A-F]{2}:){5}[0-9A-F]{2}")
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:.-]?){5}[0-9A-Fa-f]{2}")
 
 
 def clean(text: object, most: int = MAX_TEXT) -> str:
     """Text that any database takes: cut, without NUL and halves of surrogate pairs."""
-    return str(text)[:most].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    text = str(text)[:most]
+    if text.isascii() and "\0" not in text:  # as nearly all is
+        return text
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def escaped(text: str) -> str:
@@ -233,6 +239,8 @@ def is_mac(text: str) -> bool:
 
 def normal_id(text: str) -> str:
     """A MAC address in upper case with colons, however it was written; anything else as it is."""
+    if _NORMAL.fullmatch(text):  # as devices do, and a check asks several times
+        return text
     text = clean(text.strip())
     if not _MAC.fullmatch(text):
         return text

@@ -60,7 +60,9 @@ def _withdrawn(
     if reason is None:
         return None
     why = " ".join(reason.split())[:MAX_REASON]
-    return Objection("withdrawn", f"{release.version} was withdrawn{': ' * bool(why)}{why}")
+    return Objection(
+        "withdrawn", f"{release.version} was withdrawn{': ' * bool(why)}{why}", usual=True
+    )
 
 
 def fits_partition(size_of: Callable[[str], int]) -> Rule:
@@ -104,10 +106,10 @@ def _towards_target(policy_of: PolicyOf, report: Report, release: Release) -> Ob
     floor = next_floor(policy.floors, report.version)
     if release.version == target:
         return None
-    if release.version == floor:
+    if release.version == floor and floor < target:
         return only_newer(report, release)
     reason = f"the device is pinned to {policy.pin}, this is {release.version}"
-    return Objection("pinned", reason)
+    return Objection("pinned", reason, usual=True)
 
 
 def not_again(policy_of: PolicyOf, learned: Callable[[str], frozenset[str]]) -> Rule:
@@ -128,6 +130,8 @@ def _not_again(
     if objection is None:
         called = {report.sketch_md5, report.sketch_sha256}
         if release.kind != "sketch" or learned(release.facts.sha256).isdisjoint(called):
+            return None
+        if report.version not in {None, release.version}:  # others may have lied
             return None
         reason = f"the device runs {release.version}, by what others call that image"
         objection = Objection("same-image", reason, final=True)
@@ -201,7 +205,9 @@ def _above_floors(
     if floor is None or release.version <= floor:
         return None
     there = "" if has(release.project, floor) else ", which is not there"
-    return Objection("floor", f"from {report.version} it goes through {floor} first{there}")
+    return Objection(
+        "floor", f"from {report.version} it goes through {floor} first{there}", usual=True
+    )
 
 
 def in_window(policy_of: PolicyOf, now: Callable[[], float]) -> Rule:

@@ -1,5 +1,7 @@
 """The tables of the registry: scripts that make them, each of which a file has seen or not.
 
+And what makes them smaller: which devices are forgotten, and what goes with one.
+
 A new step is one more script behind the last; one that was released never changes. What is not
 PostgreSQL's as well as SQLite's says so.
 """
@@ -224,6 +226,7 @@ CREATE TABLE attempt (                      -- of a device to run another image:
 CREATE INDEX attempt_by_device ON attempt (device, lane, id);
 CREATE INDEX attempt_by_rollout ON attempt (rollout, granted);
 CREATE INDEX attempt_open ON attempt (deadline) WHERE outcome = '';
+CREATE INDEX attempt_busy ON attempt (rollout, busy) WHERE outcome = '';
 CREATE TABLE rollout (                      -- of a version of a project; the last one counts
     id      INTEGER PRIMARY KEY AUTOINCREMENT, -- as the id of token
     project TEXT   NOT NULL,
@@ -245,6 +248,7 @@ CREATE TABLE member (                       -- a device in a rollout
     standing TEXT   NOT NULL,               -- outcome of its last decided attempt; "": none is
     PRIMARY KEY (rollout, device)
 );
+CREATE INDEX member_by_device ON member (device);
 CREATE TABLE result (                       -- how many members a stage has of each standing
     rollout  BIGINT NOT NULL,
     stage    BIGINT NOT NULL,
@@ -331,4 +335,30 @@ CREATE INDEX device_by_team ON device (team) WHERE team <> '';
 PRAGMA user_version = 10;
 COMMIT;
 """,
+)
+
+# Whom somebody admitted, or wrote a note on, is known to a person and stays.
+CROWD_OUT = """
+DELETE FROM device WHERE id IN (
+    SELECT id FROM device
+    WHERE notes = '' AND labels = '[]' AND pin = '' AND channel = '' AND team = ''
+        AND NOT EXISTS (SELECT 1 FROM admission WHERE admission.device = device.id)
+    ORDER BY last_seen, id LIMIT ?)
+RETURNING id
+"""
+# What goes with a device.
+FORGET = (
+    "DELETE FROM visit WHERE device = ?",
+    # A rollout still counts it. If it was out, nobody will hear of it any more.
+    """UPDATE result SET devices = devices - 1 WHERE standing = '' AND EXISTS (
+        SELECT 1 FROM member WHERE member.device = ? AND member.standing = ''
+        AND member.rollout = result.rollout AND member.stage = result.stage)""",
+    """INSERT INTO result (rollout, stage, standing, devices)
+    SELECT rollout, stage, 'silent', 1 FROM member WHERE device = ? AND standing = ''
+    ON CONFLICT (rollout, stage, standing) DO UPDATE SET devices = result.devices + 1""",
+    "DELETE FROM attempt WHERE device = ?",
+    "DELETE FROM member WHERE device = ?",
+    "DELETE FROM loop WHERE device = ?",
+    "DELETE FROM approval WHERE device = ?",
+    "DELETE FROM policy WHERE scope = 'device' AND name = ?",
 )

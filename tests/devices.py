@@ -284,8 +284,15 @@ class Device(ABC):
     chip_size: int = 2**22  # bytes of flash
     free_space: int  # bytes that a sketch may have
     fs_size: int  # bytes of the file system's partition
+    before: bytes = b""  # the image that it would take back
+    booted: int = 0  # times, since the last update
     mode: str = "sketch"  # or "spiffs", to update the file system
     tells_version: bool = True  # the sketch passes its version to update()
+    claims: str = ""  # a version that it says whatever runs; empty: it tells the truth
+    tells_digest: bool = True  # own code, which knows of none, does not
+    boots: int = 0  # after which it takes an update back by itself; 0: it keeps it
+    dies: bool = False  # the next image runs and never asks again
+    dead: bool = False
     user: str = ""  # "user:password" for Basic
     tls_ca: Path | None = None  # PEM; with it, https
     timeout: float = 8.0  # seconds to connect, and between two pieces of the head
@@ -312,7 +319,7 @@ class Device(ABC):
     @property
     def told_version(self) -> str:
         """The version that it sends; empty when it sends none."""
-        return self.version if self.tells_version else ""
+        return (self.claims or self.version) if self.tells_version else ""
 
     @property
     @abstractmethod
@@ -323,6 +330,11 @@ class Device(ABC):
     def sketch_md5(self) -> str:
         """The MD5 of that many bytes, 32 lower-case digits: Esp.cpp getSketchMD5()."""
         return _md5(self.image[: self.sketch_size])
+
+    @property
+    def told_md5(self) -> str:
+        """The MD5 that it sends; empty when it sends none."""
+        return self.sketch_md5 if self.tells_digest else ""
 
     @property
     def last_error_string(self) -> str:
@@ -338,7 +350,12 @@ class Device(ABC):
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
     def update(self) -> str:
-        """HTTP_UPDATE_OK, HTTP_UPDATE_NO_UPDATES or HTTP_UPDATE_FAILED: handleUpdate()."""
+        """HTTP_UPDATE_OK, HTTP_UPDATE_NO_UPDATES or HTTP_UPDATE_FAILED: handleUpdate().
+
+        Nothing, and nothing is sent, if the device is dead.
+        """
+        if self.dead:
+            return ""
         self.last_error = 0
         try:
             with contextlib.closing(self._connect()) as connection:
@@ -347,7 +364,9 @@ class Device(ABC):
                     return "HTTP_UPDATE_NO_UPDATES"
                 received = self._receive(link)
             if self.mode == "sketch":
+                before = self.image
                 self._restart_into(received)
+                self.before, self.booted, self.dead = before, 0, self.dies
             else:
                 self.filesystem = received
         except Failed as failure:
@@ -357,8 +376,15 @@ class Device(ABC):
         return "HTTP_UPDATE_OK"
 
     def reboot(self) -> None:
-        """Starts the same sketch again, which forgets an update left open."""
+        """Starts the sketch again, which forgets an update left open; or the one before it.
+
+        The latter as a boot loader does that is to take back what nobody has marked as good:
+        bootloader_utility.c, CONFIG_BOOTLOADER_APP_ROLLBACK_ENABLE.
+        """
         self.stuck = False
+        self.booted += 1
+        if self.before and self.booted == self.boots:
+            self.image, self.before = self.before, b""
 
     def _connect(self) -> socket.socket:
         """The connection. Raises Failed(-1) for whatever prevents it, a certificate included."""
@@ -437,7 +463,7 @@ x-ESP8266-STA-MAC: {0.mac}
 x-ESP8266-AP-MAC: {0.ap_mac}
 x-ESP8266-free-space: {0.free_space}
 x-ESP8266-sketch-size: {0.sketch_size}
-x-ESP8266-sketch-md5: {0.sketch_md5}
+x-ESP8266-sketch-md5: {0.told_md5}
 x-ESP8266-chip-size: {0.chip_size}
 x-ESP8266-sdk-version: 2.2.2-dev(38a443e)
 x-ESP8266-mode: {mode}
@@ -528,8 +554,8 @@ x-ESP32-STA-MAC: {0.mac}
 x-ESP32-AP-MAC: {0.ap_mac}
 x-ESP32-free-space: {0.free_space}
 x-ESP32-sketch-size: {0.sketch_size}
-x-ESP32-sketch-md5: {0.sketch_md5}
-x-ESP32-sketch-sha256: {0.sketch_sha256}
+x-ESP32-sketch-md5: {0.told_md5}
+x-ESP32-sketch-sha256: {0.told_sha256}
 x-ESP32-chip-size: {0.chip_size}
 x-ESP32-sdk-version: v5.3.2-282-gcfea4f7c98-dirty
 x-ESP32-mode: {mode}
@@ -555,6 +581,11 @@ x-ESP32-version: {0.told_version}
         """The digest at the image's end, else the image's, UPPER case: bootloader_common.c:144."""
         image = self.image[: self.sketch_size]
         return (image[-32:] if image[23] else hashlib.sha256(image).digest()).hex().upper()
+
+    @property
+    def told_sha256(self) -> str:
+        """The digest that it sends; empty when it sends none."""
+        return self.sketch_sha256 if self.tells_digest else ""
 
     def _check_begin(self, link: Link) -> None:
         """HTTPUpdate.cpp:292,317: delay(100), then ONE look at what is there."""

@@ -11,6 +11,7 @@ import pytest
 
 from ota_fleet.assignments import Assignments
 from ota_fleet.registry import Registry, Sighting
+from tests.conftest import wait_until
 from tests.fleet.test_api import DEVICE, LAMPS, MACS, NEW, House, is_part, named
 from tests.fleet.test_api import furnished as furnished  # noqa: PLC0414 - a fixture
 from tests.fleet.test_api import house as house  # noqa: PLC0414 - a fixture
@@ -190,7 +191,6 @@ BETA = "projects/firmware/releases/1.10.0/channel", {"channel": "beta"}
         ([(GROUP, {"pin": "1.9.0"})], "1.9.0"),
         ([(FIRM, {"floors": ["1.9.0"]})], "1.9.0"),
         ([(FIRM, {"approval": "yes"})], "waiting-for-approval"),
-        ([(FIRM, {"plan": {"stages": [{"group": "none"}]}})], "1.10.0"),  # it was there before
         ([BETA], "1.9.0"),
         ([BETA, (FIRM, {"channel": "beta"})], "1.10.0"),
         ([BETA, (GROUP, {"channel": "beta"})], "1.10.0"),
@@ -205,6 +205,14 @@ def test_what_is_said_holds_for_the_next_device(
     for path, words in said:
         assert house.admin("PUT", path, words).status == 200
     assert offered(house) == wanted
+
+
+def test_plan_is_for_releases_that_come_later(house: House) -> None:
+    now = time.time()
+    wait_until(lambda: time.time() >= int(now) + 1)
+    plan = {"plan": {"stages": [{"group": "none"}]}}
+    assert house.admin("PUT", FIRM, plan).status == 200
+    assert offered(house) == "1.10.0"
 
 
 def test_approval_lets_one_device_have_one_version_until_it_is_taken_back(house: House) -> None:

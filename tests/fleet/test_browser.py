@@ -536,7 +536,7 @@ def test_rollout_is_begun_and_its_bars_move(
         town.update(devices[2])
         later(page)
         expect(second.locator(".keys")).to_have_text(bars_of(proven=1, returned=1, open=1))
-        town.clock.at += 2 * USUAL_PATIENCE
+        town.wait(2 * USUAL_PATIENCE)
         town.update(devices[0])
         later(page)
         expect(second.locator(".keys")).to_have_text(bars_of(proven=1, silent=2))

@@ -238,7 +238,7 @@ OBJECTED: list[tuple[str, Policy, dict[str, Any], dict[str, Any], str, bool]] = 
     ("version", NOTHING, {"version": V("1.1.0")}, {}, "not-newer", False),
     ("version", Policy(pin="0.9.0"), {}, {}, "pinned", False),
     ("image", NOTHING, {}, {"running": frozenset((MD5,))}, "same-image", False),
-    ("image", NOTHING, {}, {"learned": frozenset((MD5,))}, "same-image", False),
+    ("image", NOTHING, {"version": None}, {"learned": frozenset((MD5,))}, "same-image", False),
     ("chip", NOTHING, {"chip": "esp32"}, {}, "wrong-chip", True),
     ("kind", NOTHING, {"kind": "filesystem"}, {}, "wrong-kind", False),
     ("flash-mode", NOTHING, {}, {"packed": True, "flash_mode": 2}, "flash-mode", False),

@@ -20,6 +20,7 @@ from ota_fleet import registry as registry_module
 from ota_fleet.history import DAY, HOUR, MONTH, RECENT, VISITS, Count, History, Share
 from ota_fleet.registry import Registry, normal_id
 from ota_fleet.rows import clean
+from ota_fleet.tables import FORGET
 from ota_server import Event, Objection, Release, Report, Version
 from tests.conftest import wait_until
 from tests.core.test_access import ask
@@ -212,6 +213,9 @@ def test_visits_end_when_a_device_is_crowded_out(path: Path) -> None:
         told(registry, history, *(decided(device=mac(n)) for n in range(20, 29)), at=NOW + 20)
         known = {device.id for device in registry.devices()}
         rows = registry.rows("SELECT device FROM visit")
+        registry.refresh()  # as each second
+        told(registry, history, decided(device=mac(0)), at=NOW + 60)
+        assert len(visits(history, mac(0))) == 1  # it is back, and says what it said before
     assert (len(known), {device for (device,) in rows}) == (3, known)
 
 
@@ -490,7 +494,7 @@ def test_questions_about_the_fleet_are_quicker_than_reading_it(many: Registry) -
         (history_module._FAILING, "device_failing"),
         (history_module._SILENT, "device_by_age"),
         (history_module._HOURS + history_module._BY_HOUR, "sqlite_autoindex_tally_1"),
-        (registry_module._FORGET[0], "visit_by_device"),
+        (FORGET[0], "visit_by_device"),
     ],
 )
 def test_statement_uses_its_index(statement: str, index: str, many: Registry) -> None:

@@ -36,7 +36,7 @@ from ota_fleet.assignments import Assignments
 from ota_fleet.ledger import Ledger
 from ota_fleet.registry import App, Device, Registry, Search, Sighting, normal_id
 from ota_fleet.rows import Entry, Token, clean
-from ota_fleet.tables import SCRIPTS
+from ota_fleet.tables import CROWD_OUT, SCRIPTS
 from ota_server import ESP32_FAMILY, Version
 from tests.conftest import wait_until
 from tests.fleet.test_rooms import SQL_ROOMS
@@ -1417,8 +1417,8 @@ _OF_P7 = searches.DEVICES + searches.OF_PROJECT + searches.FOUND
         (_PAGE + "".join(_SORTED["-last_seen"]), "device_by_age"),
         (_OF_P7 + "".join(_SORTED["id"]), "device_by_project"),
         (searches.DEVICES + "id = ?", "sqlite_autoindex_device_1"),
-        (registry_module._CROWD_OUT, "device_by_age"),
-        (registry_module._CROWD_OUT, "admission_by_device"),
+        (CROWD_OUT, "device_by_age"),
+        (CROWD_OUT, "admission_by_device"),
         (registry_module._APPS + "WHERE device_id = ?", "sqlite_autoindex_device_app_1"),
         (ledger_module._TOKENS + "WHERE digest = ?", "sqlite_autoindex_token_1"),
         (ledger_module._ENTRIES, "sqlite_autoindex_audit_1"),

@@ -490,7 +490,7 @@ def test_commands_of_the_readme_do_what_they_say(house: House) -> None:
     assert len(lines) > 12
     device = "5C:CF:7F:12:34:56"
     assert house.admin("PUT", "projects/lamp/releases/1.10.0", esp32_image("lamp", "1.10.0")).status
-    house.ask("", "GET", "/lamp", None, "x-ESP32-version: 1.9.0", f"x-ESP32-STA-MAC: {device}")
+    house.ask("", "GET", "/lamp", None, "x-ESP32-version: 1.10.0", f"x-ESP32-STA-MAC: {device}")
     wait_until(lambda: house.admin("GET", f"devices/{device}").status == 200)
     with standing(house.site) as stand:
         script = "\n".join(["set -e", 'curl() { command curl -sS --fail-with-body "$@"; }', *lines])
