@@ -31,7 +31,6 @@ PATIENCE = 4  # of its own intervals, after which a device is silent
 LEAST_PATIENCE = 3_600  # seconds: to write an image, to restart, to find the network
 USUAL_PATIENCE = 86_400  # seconds for who asked only once so far
 MOST_PATIENCE = 14 * 86_400  # seconds
-RETRY = 60  # seconds; who asks again so soon says nothing of how often it asks
 
 
 class Said(NamedTuple):
@@ -165,16 +164,6 @@ def patience_of(interval: int) -> int:
     if not interval:
         return USUAL_PATIENCE
     return max(LEAST_PATIENCE, min(PATIENCE * interval, MOST_PATIENCE))
-
-
-def interval_of(before: int, gap: int) -> int:
-    """How often a device asks, in seconds, once it was away for `gap` seconds.
-
-    A slow mean, for which a long absence counts four times the usual at most.
-    """
-    if gap < RETRY:
-        return before
-    return before + int((min(gap, 4 * before) - before) / 8) if before else gap  # as SQL divides
 
 
 def looping(release: Release) -> Objection:

@@ -32,7 +32,8 @@ _CURL = (
     ("Which versions are there?", "curl '{url}/versions'"),
     (
         "Publish, with a publisher's token",
-        "curl -H \"Authorization: Bearer $OTA_TOKEN\" -F file=@firmware.bin '{api}/releases'",
+        'curl -H "Authorization: Bearer $OTA_UPLOAD_TOKEN" '
+        "-F file=@firmware.bin '{api}/releases'",
     ),
 )
 _OTHERS = (

@@ -82,10 +82,10 @@ ON CONFLICT (id) DO UPDATE SET
     image = CASE WHEN excluded.image = '' AND excluded.project IN ('', device.project)
         AND excluded.version IN ('', device.version) THEN device.image ELSE excluded.image END,
     free_space = COALESCE(excluded.free_space, device.free_space),
-    sdk = COALESCE(NULLIF(excluded.sdk, ''), device.sdk),
+    sdk = COALESCE(NULLIF(excluded.sdk, ''), device.sdk), last_seen = excluded.last_seen,
     address = COALESCE(NULLIF(excluded.address, ''), device.address),
-    last_seen = excluded.last_seen,
-    interval = CASE WHEN excluded.last_seen - device.last_seen < 60 THEN device.interval
+    interval = CASE WHEN excluded.last_seen - device.last_seen < 60 OR device.offered <> ''
+        THEN device.interval
         WHEN device.interval = 0 THEN excluded.last_seen - device.last_seen
         WHEN excluded.last_seen - device.last_seen > 4 * device.interval
         THEN device.interval + (3 * device.interval) / 8

@@ -20,7 +20,6 @@ from ota_fleet.attempts import (
     OPEN,
     OUTCOMES,
     PROVEN,
-    RETRY,
     RETURNED,
     SILENT,
     USUAL_PATIENCE,
@@ -28,7 +27,6 @@ from ota_fleet.attempts import (
     Said,
     can_teach,
     digests_of,
-    interval_of,
     is_news,
     lane_of,
     looping,
@@ -373,6 +371,16 @@ def test_who_asks_more_seldom_has_no_less_time(one: int, other: int) -> None:
     assert LEAST_PATIENCE <= patience_of(fewer) <= patience_of(more) <= MOST_PATIENCE
 
 
+RETRY = 60  # seconds; who asks again so soon says nothing of how often it asks
+
+
+def interval_of(before: int, gap: int) -> int:
+    """How often a device asks, in seconds, once it was away for `gap` seconds; as SQL divides."""
+    if gap < RETRY:
+        return before
+    return before + int((min(gap, 4 * before) - before) / 8) if before else gap
+
+
 JITTER = st.lists(st.integers(HOUR * 9 // 10, HOUR * 11 // 10), max_size=50)
 
 
@@ -401,7 +409,20 @@ def test_retry_says_nothing_of_the_rhythm(before: int, gap: int) -> None:
     assert interval_of(before, gap) == before
 
 
-def test_registry_reckons_as_the_attempts_do(tmp_path: Path) -> None:
+def test_restart_after_an_image_is_no_rhythm(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "fleet.db")
+    try:
+        for at, offered in ((0, "2.0.0"), (90, ""), (90 + HOUR, "")):
+            registry.seen(SIGHTING._replace(at=SIGHTING.at + at, offered=offered))
+        registry.flush()
+        device = registry.device(SIGHTING.device)
+    finally:
+        registry.close()
+    assert device is not None
+    assert device.interval == HOUR
+
+
+def test_registry_reckons_as_it_is_written_here(tmp_path: Path) -> None:
     befores = (0, 60, 61, 67, 900, HOUR, DAY)
     gaps = (0, 59, 60, 61, 100, HOUR - 1, HOUR + 1, 4 * HOUR, 5 * HOUR, DAY, 30 * DAY)
     cases = {f"5C:CF:7F:00:{a:02X}:{b:02X}": (befores[a], gaps[b])

@@ -46,6 +46,7 @@ from ota_fleet.attempts import (
 )
 from ota_fleet.grants import KEPT, START
 from ota_fleet.policy import Policy
+from ota_fleet.registry import EVERYTHING
 from ota_fleet.rollout import ABORTED, HALTED, RUNNING, Counts, Plan, Stage, plan_text
 from ota_fleet.rollouts import results_of
 from ota_server import Refused, Release, Report, Version, decide
@@ -345,6 +346,16 @@ def test_who_cannot_prove_anything_leaves_no_row(desk: Desk) -> None:
     assert desk.known.grants.attempts() == []
 
 
+def test_doctor_takes_no_place_and_leaves_no_row(desk: Desk) -> None:
+    desk.begin(Plan((Stage(count=1),)))
+    for runs in ("1.0.0", "2.0.0", "1.0.0"):
+        desk.ask(runs, device="00:00:5E:00:53:01")
+    assert desk.known.grants.attempts() == []
+    assert desk.known.registry.count(EVERYTHING) == 0
+    assert (desk.state(), desk.results()) == (RUNNING, {})
+    assert desk.ask() == "2.0.0"
+
+
 def test_mac_may_be_written_in_any_way(desk: Desk) -> None:
     desk.ask(device=MAC.lower())
     desk.send(device=MAC.replace(":", "-"))
@@ -377,7 +388,7 @@ def fail(desk: Desk, times: int, device: str = MAC) -> None:
 
 
 def test_device_that_was_given_an_image_in_full_three_times_does_not_get_it_again(
-    desk: Desk,
+    desk: Desk, lines: Callable[[str], list[str]]
 ) -> None:
     fail(desk, 3)
     assert [desk.ask(md5=OLD.facts.md5) for _ in range(3)] == ["loop"] * 3
@@ -386,6 +397,8 @@ def test_device_that_was_given_an_image_in_full_three_times_does_not_get_it_agai
     assert (loop.device, loop.project, loop.version) == (MAC, PROJECT, "2.0.0")
     named = {"device": MAC, "project": PROJECT, "version": "2.0.0"}
     assert desk.events == [("device.looping", named)]
+    (warning,) = lines("in vain")  # once, not at each check
+    assert warning.startswith(f"WARNING {MAC} {PROJECT} 2.0.0 was given in vain, 3 times")
     other = mac(1)
     assert desk.ask(device=other) == "2.0.0"
     desk.server.shelf.put(NEXT)
@@ -645,7 +658,9 @@ def test_first_stage_gives_no_more_than_its_places_until_it_is_proven(desk: Desk
     assert desk.results() == {0: Counts(proven=2), 1: Counts(open=1)}
 
 
-def test_rollout_halts_and_somebody_hears_of_it(desk: Desk) -> None:
+def test_rollout_halts_and_somebody_hears_of_it(
+    desk: Desk, lines: Callable[[str], list[str]]
+) -> None:
     number = desk.begin(PLAN)
     for each in map(mac, range(2)):
         desk.ask(device=each)
@@ -655,6 +670,8 @@ def test_rollout_halts_and_somebody_hears_of_it(desk: Desk) -> None:
     reason = "2 of 2 devices of stage 1 failed (2 returned), more than 50 %"
     named = {"project": PROJECT, "version": "2.0.0", "reason": reason}
     assert desk.events == [("rollout.halted", {"rollout": number, **named})]
+    warning = f"WARNING rollout {number} of {PROJECT} 2.0.0 is halted: {reason}"
+    assert lines("rollout ") == [warning]
     assert [desk.ask(device=mac(number)) for number in (0, 1, 2)] == ["halted"] * 3
     assert desk.ask(device=mac(0), asks="rest") == "halted"
 
