@@ -82,6 +82,8 @@ static struct {
     int most; /* connections open at once */
 } sum;
 
+#define FLEET 10000 /* devices that ask: bench.fleet knows as many */
+
 static char request[MAX_REQUEST];
 static size_t request_size;
 static char *macs[4];
@@ -163,7 +165,7 @@ static void write_requests(struct connection *c, int number) {
     static const char digits[] = "0123456789ABCDEF";
     static unsigned device;
     for (int i = 0; i < number; i++) {
-        device++;
+        device = device % FLEET + 1;
         for (int m = 0; m < mac_count; m++)
             for (int d = 0; d < 6; d++)
                 macs[m][d / 2 * 3 + d % 2] = digits[device >> (20 - 4 * d) & 15];

@@ -715,7 +715,7 @@ def test_rollout_is_not_begun_twice_until_it_is_over(desk: Desk) -> None:
 
 
 def test_rollout_that_time_has_ended_can_be_followed_by_another(desk: Desk) -> None:
-    number = desk.begin(Plan((Stage(wait=HOUR),)))
+    number = desk.begin(Plan((Stage(proven=1, wait=HOUR),)))
     desk.ask()
     desk.send()
     desk.ask("2.0.0")
