@@ -1841,7 +1841,7 @@ def _picked(site: Site, request: Request, ask: Ask) -> tuple[Report, Outcome, st
         raise Refused(404, f"no file {shown(file)} of {shown(project)} can be offered")
     if not name:
         return report, ask(site, report, among, site.rules), NEWEST
-    if report.chip is None:  # a browser, of which the log need not tell
+    if report.chip is None and not report.is_accountable():  # a browser: the log need not tell
         ask = judge
     return report, ask(site, report, among, site.by_name()), NAMED
 

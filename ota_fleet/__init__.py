@@ -327,7 +327,7 @@ def with_stock(site: Site, stock: Stock, known: Known) -> Site:
     waiting = (
         approved(policy, known.assignments.is_approved),
         in_window(policy, now),
-        in_rollout(policy, known.rollouts),
+        in_rollout(known.assignments.own_pin, known.rollouts),
     )
     admit = functools.partial(is_admitted, stock, known.registry, site.config.admit)
     return replace(

@@ -111,6 +111,10 @@ class Assignments:
         """What is said of one project, group or device alone; without a device's own row."""
         return self._policies.get((scope, name), NOTHING)
 
+    def own_pin(self, device: str | None) -> str:
+        """The pin of the device itself, not of its group; "": none."""
+        return self._said.get(normal_id(device or ""), UNSAID).policy.pin if self._said else ""
+
     def group(self, device: str) -> str:
         """The group of a device; "": none."""
         return self._said.get(normal_id(device), UNSAID).group if self._said else ""

@@ -122,8 +122,8 @@ def outcome_of(attempt: Attempt, said: Said, learned: frozenset[str] = frozenset
         return back if is_other else OPEN
     if not _means(said.version, attempt.version):
         return OPEN if _went_on(attempt, said.version) else back
-    if not _means(said.version, attempt.before):
-        return PROVEN
+    if not _means(said.version, attempt.before):  # else somebody says so, or flashed it by hand
+        return PROVEN if attempt.is_full else OPEN
     return PROVEN if is_other and attempt.is_full else OPEN
 
 

@@ -206,8 +206,10 @@ def _window(policy_of: PolicyOf, _now: object, report: Report, release: Release)
     return f"the maintenance window {shown(window)} is open"
 
 
-def _rollout(policy_of: PolicyOf, stages: Stages, report: Report, release: Release) -> str:
-    if policy_of(report.device, release.project).pin == release.version.text:
+def _rollout(
+    pin_of: Callable[[str | None], str], stages: Stages, report: Report, release: Release
+) -> str:
+    if pin_of(report.device) == release.version.text:
         return "the device is pinned to it, so no stage counts"
     return stages.standing(report, release)
 

@@ -131,6 +131,7 @@ class _Wish:
 
     report: Report
     release: Release
+    tried: bool = False
     done: bool = False  # else nothing is given
     objection: Objection | None = None
 
@@ -202,7 +203,7 @@ class Grants:
         wish = _Wish(report, release)
         self._wishes.append(wish)
         with self._turn:
-            if not wish.done:
+            if not wish.tried:
                 self._grant_all()
         if not wish.done:
             raise Refused(503, "no image is given, as that cannot be noted: see the log")
@@ -211,6 +212,8 @@ class Grants:
     def _grant_all(self) -> None:
         """Grants to all that wait, in one transaction: the disk is waited for once."""
         wishes = [self._wishes.popleft() for _ in range(len(self._wishes))]
+        for wish in wishes:  # whoever waits meanwhile does not wait for the disk once more
+            wish.tried = True
         try:
             with self._registry.granting() as connection:
                 now = int(self._now())
@@ -229,17 +232,20 @@ class Grants:
         device, objection, rollout = normal_id(report.device or ""), None, None
         last = self._last(connection, _LAST, device, lane_of(release.kind))
         goes_on = last is not None and _goes_on(last, report, release)
+        if last and report.asks == "rest" and last.outcome == OPEN and not goes_on:
+            return _other_image(last, release)
         if last and not goes_on:
             self._settle(connection, last, Said.by(report), now)
         if not goes_on and self._loops_now(connection, device, release, now):
             return looping(release)
-        policy = self._assignments.policy(report.device, release.project)
-        if policy.pin != release.version.text:  # what somebody wants of one device is no experiment
+        if self._assignments.own_pin(device) != release.version.text:
+            # What somebody wants of one device is no experiment.
             objection, rollout = self._rollouts.admit(connection, report, release, now)
         if last and goes_on and _may_go_on(last, report, objection, now):
             if last.outcome:
                 self._rollouts.moved(connection, [(last.rollout, device, OPEN)], now)
-            connection.execute(_AGAIN, (now + START, now, last.id))
+            if not last.is_full:  # what it asks for again and again does not keep it from silence
+                connection.execute(_AGAIN, (now + START, now, last.id))
             objection = None
         elif objection is None:
             self._add(connection, report, release, rollout, now)
@@ -413,7 +419,8 @@ class Grants:
             "%s %s %s -> %s %s", attempt.device, attempt.project, attempt.before or "-",
             attempt.version, outcome,
         )  # fmt: skip
-        if attempt.rollout:
+        # Who has not fetched a byte says nothing of the image: strangers could, by asking twice.
+        if attempt.rollout and (attempt.sent or outcome != BROKEN):
             self._rollouts.moved(connection, [(attempt.rollout, attempt.device, outcome)], at)
 
     @staticmethod
@@ -459,6 +466,12 @@ def _goes_on(last: Attempt, report: Report, release: Release) -> bool:
     if report.asks == "rest":
         return last.outcome in {OPEN, BROKEN}
     return last.outcome == OPEN and last.sent == 0 and Said.by(report).version == last.before
+
+
+def _other_image(last: Attempt, release: Release) -> Objection:
+    """Why a device that has begun with one image gets no bytes of another behind them."""
+    reason = f"the rest of {last.version} was asked for, not of {release.version}: begin anew"
+    return Objection("other-image", reason, final=True, usual=True)
 
 
 def _may_go_on(last: Attempt, report: Report, objection: Objection | None, now: int) -> bool:

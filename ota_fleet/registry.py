@@ -7,9 +7,9 @@
 
 Readers never wait for a writer, and `seen()` waits for nobody. A check-in of the last second may be
 lost when the machine dies; what the other functions wrote is on the disk when they return. Times
-(UTC seconds) come from the caller. SQL is here, in `schema.py`, which has the tables, and in rooms
-that use a registry: `files.py`, `history.py`, `ledger.py`, `projects.py`, `stock.py`. It is what
-SQLite and PostgreSQL share, but where it says otherwise; values are parameters only.
+(UTC seconds) come from the caller. SQL is here, in `tables.py` and `schema.py`, and in rooms
+that use a registry: docs/decisions/0007 names them. It is what SQLite and PostgreSQL share, but
+where it says otherwise; values are parameters only.
 """
 
 from __future__ import annotations

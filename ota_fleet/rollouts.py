@@ -81,7 +81,8 @@ WHERE rollout = ? AND standing IN ('returned', 'broken', 'silent') ORDER BY stag
 _OTHERS = """SELECT id, version FROM device
 WHERE project IN (SELECT ? UNION ALL SELECT name FROM alias WHERE project = ?) AND NOT EXISTS (
     SELECT 1 FROM member WHERE member.rollout = ? AND member.device = device.id)"""
-_PACE = "SELECT COUNT(*), MIN(granted) FROM attempt WHERE rollout = ? AND granted > ?"
+_PACE = """SELECT COUNT(*), MIN(granted) FROM attempt
+WHERE rollout = ? AND granted > ? AND granted <= ?"""
 _BUSY = "SELECT COUNT(*) FROM attempt WHERE rollout = ? AND outcome = '' AND busy > ?"
 _STATES = "SELECT state, COUNT(*) FROM rollout GROUP BY state"
 
@@ -146,7 +147,8 @@ class Rollouts:
             found = pure.objection(advance(view.rollout, view.results, now), view.results, asker)
         if found:
             return found
-        return view.closed if now < view.closed_until else None
+        paced = now < view.closed_until and view.rollout.state == RUNNING
+        return view.closed if paced and report.asks != "rest" else None
 
     def standing(self, report: Report, release: Release) -> str:
         """Why a device does not have to wait, in a sentence, from memory."""
@@ -216,7 +218,7 @@ class Rollouts:
         member = connection.execute(_MEMBER, (rollout.id, device)).fetchone()
         asker = self._asker(report, (device,) if member else ())
         said = pure.objection(after, results, asker)
-        if said is None:
+        if said is None and after.state == RUNNING:
             said = self._paced(connection, key, after, now)
         if said and not after.id:
             return said, None
@@ -234,7 +236,9 @@ class Rollouts:
         """Why there is no room just now, of which the loop will know."""
         plan, found, until = rollout.plan, None, now + CROWDED
         if plan.pace:
-            count, first = connection.execute(_PACE, (rollout.id, now - plan.period)).fetchone()
+            count, first = connection.execute(
+                _PACE, (rollout.id, now - plan.period, now)
+            ).fetchone()
             if count >= plan.pace:
                 until = first + plan.period
                 clock = datetime.fromtimestamp(until, UTC).strftime("%H:%M:%S UTC")

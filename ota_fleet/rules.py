@@ -276,14 +276,17 @@ class Stages(Protocol):
         """Why it does not have to, in a sentence."""
 
 
-def in_rollout(policy_of: PolicyOf, stages: Stages) -> Rule:
-    """The rule that a release goes out in stages, but to who is pinned to it."""
-    return functools.partial(_in_rollout, policy_of, stages)
+def in_rollout(pin_of: Callable[[str | None], str], stages: Stages) -> Rule:
+    """The rule that a release goes out in stages, but to a device that is itself pinned to it.
+
+    `pin_of` gives the device's own pin: that of a group may be one of the whole fleet.
+    """
+    return functools.partial(_in_rollout, pin_of, stages)
 
 
 def _in_rollout(
-    policy_of: PolicyOf, stages: Stages, report: Report, release: Release
+    pin_of: Callable[[str | None], str], stages: Stages, report: Report, release: Release
 ) -> Objection | None:
-    if policy_of(report.device, release.project).pin == release.version.text:
+    if pin_of(report.device) == release.version.text:
         return None
     return stages.objection(report, release)

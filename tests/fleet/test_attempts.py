@@ -63,33 +63,34 @@ def said(version: str = "", digest: str = "") -> Said:
 
 BACK = RETURNED, BROKEN  # by whether all bytes had left
 PROOF = PROVEN, PROVEN
+CLAIM = PROVEN, OPEN  # a version is what somebody types: no proof until all bytes have left
 NOTHING = OPEN, OPEN
 
 TABLE = [  # attempt, digest, version, what comes of it when all bytes have left, when some have
     *((ATTEMPT, NEWS, version, PROOF) for version in (NEW, OLD, OTHER, "")),
     *((ATTEMPT, LEARNED, version, PROOF) for version in (NEW, OLD, OTHER, "")),
     *((ATTEMPT, BEFORE, version, BACK) for version in (NEW, OLD, OTHER, "")),
-    (ATTEMPT, FOREIGN, NEW, PROOF),  # signed on the way, for example
+    (ATTEMPT, FOREIGN, NEW, CLAIM),  # signed on the way, for example
     (ATTEMPT, FOREIGN, OLD, BACK),
     (ATTEMPT, FOREIGN, OTHER, BACK),
     (ATTEMPT, FOREIGN, "", BACK),
-    (ATTEMPT, "", NEW, PROOF),
+    (ATTEMPT, "", NEW, CLAIM),
     (ATTEMPT, "", OLD, BACK),
     (ATTEMPT, "", OTHER, BACK),
     (ATTEMPT, "", "", NOTHING),
     (AGAIN, NEWS, NEW, PROOF),
     (AGAIN, BEFORE, NEW, BACK),
-    (AGAIN, FOREIGN, NEW, (PROVEN, OPEN)),  # another image, which calls itself as this one
+    (AGAIN, FOREIGN, NEW, CLAIM),  # another image, which calls itself as this one
     (AGAIN, "", NEW, NOTHING),  # a download, and no more
     (AGAIN, "", OLD, BACK),
     (SAME, NEWS, NEW, (PROVEN, BROKEN)),
-    (SAME, FOREIGN, NEW, (PROVEN, OPEN)),
+    (SAME, FOREIGN, NEW, CLAIM),
     (UNTOLD, NEWS, "", PROOF),
     (UNTOLD, FOREIGN, "", NOTHING),
-    (UNTOLD, FOREIGN, NEW, PROOF),
+    (UNTOLD, FOREIGN, NEW, CLAIM),
     (UNTOLD, FOREIGN, OLD, BACK),
     (replace(UNTOLD, before=NEW), FOREIGN, NEW, NOTHING),
-    (replace(UNTOLD, before=""), "", NEW, PROOF),
+    (replace(UNTOLD, before=""), "", NEW, CLAIM),
     (replace(UNTOLD, before=""), "", OLD, BACK),
 ]
 

@@ -119,7 +119,7 @@ def rules_of(policy: Policy = NOTHING, **more: Any) -> tuple[Rule, ...]:
         rules.not_looping(lambda *_: bool(said["looping"])),
         rules.approved(policy_of, lambda *_: bool(said["approved"])),
         rules.in_window(policy_of, lambda: float(said["now"])),
-        rules.in_rollout(policy_of, said["stages"]),
+        rules.in_rollout(lambda device: policy_of(device, "").pin, said["stages"]),
     )
 
 

@@ -490,7 +490,7 @@ def test_who_has_not_fetched_all_of_it_teaches_nothing(desk: Desk) -> None:
     desk.ask()
     desk.send(sent=SIZE - 1)
     desk.ask("2.0.0", STRANGE)
-    assert desk.outcomes() == [PROVEN]
+    assert desk.outcomes() == [OPEN]
     assert desk.known.grants.learned(NEW.facts.sha256) == frozenset()
 
 
@@ -656,6 +656,76 @@ def test_first_stage_gives_no_more_than_its_places_until_it_is_proven(desk: Desk
     desk.ask("2.0.0", device=two)
     assert desk.ask(device=three) == "2.0.0"
     assert desk.results() == {0: Counts(proven=2), 1: Counts(open=1)}
+
+
+def test_version_alone_opens_no_stage_until_all_bytes_have_left(desk: Desk) -> None:
+    desk.begin(PLAN)
+    for each in map(mac, range(2)):
+        desk.ask(device=each)
+        desk.wait(START + 1)
+        desk.ask("2.0.0", device=each)
+    assert (desk.state(), desk.results()) == (RUNNING, {0: Counts(open=2)})
+    assert desk.ask(device=mac(2)) == "waiting-for-stage"
+
+
+def test_who_fetches_no_byte_has_no_say(desk: Desk) -> None:
+    for each in map(mac, range(20)):
+        desk.ask("1.0.0", device=each)
+        desk.wait(START + 1)
+        desk.ask("1.1.0", device=each)
+    assert (desk.state(), desk.results()) == (RUNNING, {0: Counts(open=20)})
+    assert desk.ask(device=mac(21)) == "2.0.0"
+
+
+def test_pace_lets_a_download_in_pieces_go_on(desk: Desk) -> None:
+    desk.server.shelf.put(release_of("1.5.0"))
+    desk.begin(Plan(pace=1, period=HOUR))
+    desk.ask(asks="image")
+    desk.part(0, SIZE // 2)
+    assert desk.ask(device=mac(1)) == "1.5.0"
+    assert desk.ask(asks="rest") == "2.0.0"
+
+
+@pytest.mark.parametrize(("do", "why"), [("pause", "paused"), ("abort", "aborted")])
+def test_download_in_pieces_never_goes_on_with_another_release(
+    do: str, why: str, desk: Desk
+) -> None:
+    desk.server.shelf.put(release_of("1.5.0"))
+    number = desk.begin(PLAN)
+    desk.ask()
+    desk.part(0, SIZE // 2)
+    desk.known.rollouts.control(number, do, "it gets warm", int(desk.server.clock.now))
+    assert desk.ask(asks="rest") == why
+    assert desk.outcomes() == [OPEN]
+    assert desk.ask() == "1.5.0"
+
+
+def test_newer_release_is_not_what_a_download_in_pieces_goes_on_with(desk: Desk) -> None:
+    desk.ask()
+    desk.part(0, SIZE // 2)
+    desk.server.shelf.put(NEXT)
+    assert desk.ask(asks="rest") == "other-image"
+    assert desk.ask() == "3.0.0"
+
+
+def test_pin_of_a_group_is_within_the_rollout(desk: Desk) -> None:
+    number = desk.begin(PLAN)
+    registry, assignments = desk.known.registry, desk.known.assignments
+    assignments.put("group", "attic", Policy(pin="2.0.0"))
+    desk.ask("2.0.0")
+    desk.wait()
+    registry.annotate(MAC, group="attic")
+    desk.known.rollouts.control(number, "pause", "", int(desk.server.clock.now))
+    assert desk.ask() == "paused"
+    registry.annotate(MAC, pin="2.0.0")
+    assert desk.ask() == "2.0.0"
+
+
+def test_pace_ends_with_the_rollout(desk: Desk) -> None:
+    number = desk.begin(Plan(pace=1, period=HOUR))
+    assert [desk.ask(device=each) for each in (mac(0), mac(1))] == ["2.0.0", "paced"]
+    desk.known.rollouts.control(number, "finish", "", int(desk.server.clock.now))
+    assert [desk.ask(device=each) for each in (mac(1), mac(2))] == ["2.0.0"] * 2
 
 
 def test_rollout_halts_and_somebody_hears_of_it(
