@@ -210,12 +210,13 @@ def test_visits_end_when_a_device_is_crowded_out(path: Path) -> None:
         history = History(registry)
         for number in range(9):
             told(registry, history, decided(device=mac(number)), at=NOW + number)
+            registry.refresh()  # as each second
         told(registry, history, *(decided(device=mac(n)) for n in range(20, 29)), at=NOW + 20)
         known = {device.id for device in registry.devices()}
         rows = registry.rows("SELECT device FROM visit")
-        registry.refresh()  # as each second
-        told(registry, history, decided(device=mac(0)), at=NOW + 60)
-        assert len(visits(history, mac(0))) == 1  # it is back, and says what it said before
+        registry.refresh()
+        told(registry, history, decided(device=mac(20)), at=NOW + 60)
+        assert len(visits(history, mac(20))) == 1  # it is back, and says what it said before
     assert (len(known), {device for (device,) in rows}) == (3, known)
 
 
