@@ -12,6 +12,7 @@ import argparse
 import functools
 import hashlib
 import heapq
+import logging
 import os
 import random
 import sys
@@ -418,6 +419,7 @@ def world_of(case: Case) -> Iterator[World]:
 
 def trials(case: Case) -> list[Trial]:
     """The three releases, one after the other."""
+    logging.getLogger("ota").setLevel(logging.ERROR)  # what halts stands in the table
     with world_of(case) as world:
         return [world.give(each, plan_for(case), case.days) for each in (GOOD, BAD, BETTER)]
 
