@@ -313,7 +313,8 @@ class Grants:
         words = report.kind, version, report.sketch_md5, report.sketch_sha256
         if not report.device or self._told.get(report.device) == words:
             return
-        if not (isinstance(outcome, Release) and report.is_accountable()):
+        granted = isinstance(outcome, Release) and report.is_accountable()
+        if not granted and report.asks != "rest":  # who fetches the rest has not restarted
             lane, said = lane_of(report.kind), Said.by(report)
             self._note(_Heard(normal_id(report.device), lane, said, at, words))
 
